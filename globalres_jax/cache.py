@@ -1,0 +1,97 @@
+"""Key/value cache: a plain pytree with one length per row.
+
+Slots `[0, length)` of a row hold committed tokens. A model appends behind them; a
+token tree written there is turned into text by `commit`, or forgotten by setting the
+length back, since slots past the length are never attended to.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from globalres_jax.base import Array
+
+
+class KVCache(NamedTuple):
+    """Keys and values of all layers.
+
+    Attributes:
+      keys: [layers, B, S, kv_heads, head_dim].
+      values: same shape as `keys`.
+      length: [B] int32, tokens held by each row.
+    """
+
+    keys: Array
+    values: Array
+    length: Array
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots S in each row."""
+        return self.keys.shape[2]
+
+
+def init_cache(
+    num_layers: int,
+    batch: int,
+    capacity: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype=jnp.float32,
+) -> KVCache:
+    """An empty cache with `capacity` slots a row. `num_layers` may be 0."""
+    shape = (num_layers, batch, capacity, num_kv_heads, head_dim)
+    return KVCache(
+        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32)
+    )
+
+
+def append_slots(length: Array, num_tokens: int, capacity: int) -> Array:
+    """Slots [B, num_tokens] that the next tokens of each row go to.
+
+    A slot before the start of the row becomes `capacity`, which scatters drop.
+    """
+    slots = length[:, None] + jnp.arange(num_tokens)[None, :]
+    return jnp.where(slots < 0, capacity, slots)
+
+
+def write_slots(rows: Array, slots: Array, new: Array) -> Array:
+    """Scatters `new [B, L, ...]` into `rows [B, S, ...]` at `slots [B, L]`."""
+    return jax.vmap(lambda row, slot, value: row.at[slot].set(value, mode="drop"))(
+        rows, slots, new.astype(rows.dtype)
+    )
+
+
+def commit(cache: KVCache, base: Array, nodes: Array, accept_length: Array) -> KVCache:
+    """Keeps the root of a token tree and the accepted path behind it.
+
+    The tree lies in slots `base + node`. Node `nodes[:, d]` moves to slot
+    `base + 1 + d`, and each row ends after its accepted tokens.
+
+    Args:
+      cache: cache that holds the tree.
+      base: [B] slot of the tree's root.
+      nodes: [B, D] node index of the accepted path at depth 1..D; entries beyond
+        `accept_length` may be any valid node.
+      accept_length: [B] number of accepted drafted tokens.
+
+    Returns:
+      Cache with `length = base + 1 + accept_length`.
+    """
+    source = base[:, None] + nodes
+    target = base[:, None] + 1 + jnp.arange(nodes.shape[1])[None, :]
+
+    def move(layer: Array) -> Array:
+        def row(slots_of_row: Array, src: Array, dst: Array) -> Array:
+            return slots_of_row.at[dst].set(slots_of_row[src], mode="drop")
+
+        return jax.vmap(row)(layer, source, target)
+
+    return KVCache(
+        jax.vmap(move)(cache.keys),
+        jax.vmap(move)(cache.values),
+        base + 1 + accept_length,
+    )

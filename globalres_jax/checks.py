@@ -1,0 +1,71 @@
+"""Errors for people: what is wrong with an argument, before anything is compiled.
+
+Values are looked at only where they are concrete. Under `jit` or `vmap` they are
+tracers, and the functions that take them stay lossless for anything that is a
+distribution.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from globalres_jax.base import Array
+
+#: How far a distribution's sum may be from 1 (bfloat16 logits pass, counts do not).
+SUM_TOLERANCE = 1e-3
+
+
+def is_concrete(*values) -> bool:
+    """True if none of the values is being traced by `jit`, `vmap` or `grad`."""
+    return not any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def as_distribution(
+    name: str, values, ndim: int = 1, allow_deficit: bool = False
+) -> Array:
+    """`values` as a float32-or-wider array of distributions along the last axis.
+
+    Args:
+      name: the argument to blame.
+      values: [..., V] probabilities.
+      ndim: number of dimensions the argument must have.
+      allow_deficit: whether the sum may be less than 1 (a sub-distribution).
+
+    Raises:
+      ValueError: wrong shape, NaN, negative, all zero, or a sum that is not 1.
+    """
+    array = jnp.asarray(values)
+    if array.ndim != ndim or array.shape[-1] == 0:
+        raise ValueError(
+            f"{name}: expected a non-empty array of {ndim} dimension(s) with the "
+            f"vocabulary last, got shape {array.shape}"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name}: expected floating point, got {array.dtype}")
+    array = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    if is_concrete(array):
+        host = np.asarray(array)
+        if np.isnan(host).any():
+            raise ValueError(f"{name}: contains NaN")
+        if (host < 0).any():
+            raise ValueError(f"{name}: contains the negative value {host.min()}")
+        total = host.sum(-1, dtype=np.float64)
+        if (total == 0).any():
+            raise ValueError(f"{name}: is zero everywhere")
+        low = 0.0 if allow_deficit else 1 - SUM_TOLERANCE
+        if not ((total >= low) & (total <= 1 + SUM_TOLERANCE)).all():
+            raise ValueError(
+                f"{name}: sums to {np.max(total)}, a distribution sums to 1"
+            )
+    return array
+
+
+def same_vocabulary(p: Array, law) -> None:
+    """Raises ValueError unless `p [V]` and the law speak of the same V tokens."""
+    if p.shape[-1] != law.vocab_size:
+        raise ValueError(
+            f"p: has {p.shape[-1]} tokens, the draft law has {law.vocab_size}; "
+            "target and draft must share one vocabulary"
+        )

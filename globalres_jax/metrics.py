@@ -1,0 +1,105 @@
+"""What decoding counts, per row, in the words of vLLM's metrics."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from globalres_jax.base import Array
+
+
+class Metrics(NamedTuple):
+    """Counts of one request (leaves [B] or [B, ...]) and the rates they give.
+
+    Attributes:
+      num_spec_steps: [B] target calls that verified drafts.
+      num_draft_tokens: [B] drafted tokens, all nodes of all trees.
+      num_accepted_draft_tokens: [B] drafted tokens that the walks accepted (a stop
+        or the length cap may cut some of them off the text).
+      acceptance_histogram: [B, D + 1] steps by number of accepted tokens.
+      reached_per_position: [B, D] steps whose walk reached this depth.
+      optimum_sum: [B] sum of the optimal acceptance rates at the nodes reached.
+    """
+
+    num_spec_steps: Array
+    num_draft_tokens: Array
+    num_accepted_draft_tokens: Array
+    acceptance_histogram: Array
+    reached_per_position: Array
+    optimum_sum: Array
+
+    @property
+    def mean_acceptance_length(self) -> Array:
+        """[B] emitted tokens per target call, bonus included (block efficiency)."""
+        steps = jnp.maximum(self.num_spec_steps, 1)
+        return 1 + self.num_accepted_draft_tokens / steps
+
+    @property
+    def draft_acceptance_rate(self) -> Array:
+        """[B] accepted over drafted tokens."""
+        drafted = jnp.maximum(self.num_draft_tokens, 1)
+        return self.num_accepted_draft_tokens / drafted
+
+    @property
+    def per_position_acceptance_rate(self) -> Array:
+        """[B, D] share of all steps that accepted the token at each depth."""
+        tail = jnp.cumsum(self.acceptance_histogram[:, ::-1], axis=1)[:, ::-1]
+        return tail[:, 1:] / jnp.maximum(self.num_spec_steps, 1)[:, None]
+
+    @property
+    def acceptance_rate(self) -> Array:
+        """[B] share of verified positions at which a drafted token was emitted."""
+        reached = jnp.sum(self.reached_per_position, axis=1)
+        return self.num_accepted_draft_tokens / jnp.maximum(reached, 1)
+
+    @property
+    def optimal_acceptance_rate(self) -> Array:
+        """[B] mean optimum at those same positions; the best any rule could expect."""
+        reached = jnp.sum(self.reached_per_position, axis=1)
+        return self.optimum_sum / jnp.maximum(reached, 1)
+
+
+def empty_metrics(batch: int, depth: int) -> Metrics:
+    """All counts zero."""
+    zeros = jnp.zeros(batch, jnp.int32)
+    return Metrics(
+        zeros,
+        zeros,
+        zeros,
+        jnp.zeros((batch, depth + 1), jnp.int32),
+        jnp.zeros((batch, depth), jnp.int32),
+        jnp.zeros(batch, jnp.float32),
+    )
+
+
+def count_step(
+    metrics: Metrics,
+    running: Array,
+    accept_length: Array,
+    optimum: Array,
+    num_draft_tokens: int,
+) -> Metrics:
+    """Adds one step of the rows that are `running [B]`.
+
+    Args:
+      metrics: counts so far.
+      running: [B] bool.
+      accept_length: [B] drafted tokens accepted in this step.
+      optimum: [B, D] optimal acceptance rates at the nodes reached.
+      num_draft_tokens: tokens drafted for each row.
+    """
+    depth = optimum.shape[1]
+    one = running.astype(jnp.int32)
+    lengths = jnp.arange(depth + 1)[None, :]
+    reached = (lengths[:, :depth] <= accept_length[:, None]) & running[:, None]
+    return Metrics(
+        metrics.num_spec_steps + one,
+        metrics.num_draft_tokens + one * num_draft_tokens,
+        metrics.num_accepted_draft_tokens + one * accept_length,
+        metrics.acceptance_histogram
+        + ((lengths == accept_length[:, None]) & running[:, None]),
+        metrics.reached_per_position + reached,
+        metrics.optimum_sum
+        + jnp.sum(jnp.where(reached, optimum, 0), axis=1).astype(jnp.float32),
+    )

@@ -1,0 +1,227 @@
+"""Solvers of the race dual: projected Newton, and jaxopt's L-BFGS-B.
+
+Both are jaxopt solvers of one box-constrained convex problem,
+
+    minimise Phi(a)  subject to  a_i <= A,
+
+and both only decide how much is accepted: any log-weights give a lossless rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import jaxopt
+from jaxopt.base import IterativeSolver, OptStep
+
+from globalres_jax.base import Array
+from globalres_jax.race import (
+    LOG_WEIGHT_BOUND,
+    Curvature,
+    RaceProblem,
+    curvature,
+    dual_objective,
+    pick_law,
+)
+
+#: Log-weight that stands for weight zero where an optimizer needs a finite number.
+LOG_WEIGHT_FLOOR = -80.0
+_TINY = 1e-37
+
+
+class RaceSolver(Protocol):
+    """What `solve_transport` asks of a solver (hashable, equal when alike)."""
+
+    tol: float
+
+    def run(self, init_params: Array, problem: RaceProblem) -> OptStep: ...
+
+
+def acceptance_gap(problem: RaceProblem, pick: Array) -> Array:
+    """Optimal minus achieved acceptance rate, from two small sums: [].
+
+    The race rejects `sum (p - beta)_+`, the best rule rejects `Q(H*) - p(H*)`.
+    """
+    rejected = jnp.sum(jnp.maximum(problem.p - pick, 0)) + problem.missing
+    return rejected - problem.excess
+
+
+def free_tokens(problem: RaceProblem, log_weights: Array, pick: Array) -> Array:
+    """[V] bool: tokens whose optimality condition is `beta_i = p_i`.
+
+    The others have no mass to move, or sit at the bound and still want more.
+    """
+    satisfied = (log_weights >= LOG_WEIGHT_BOUND) & (pick <= problem.p)
+    return (problem.p > 0) & (problem.q > 0) & ~satisfied
+
+
+def newton_direction(
+    problem: RaceProblem, curve: Curvature, free: Array, damping: Array
+) -> Array:
+    """Levenberg-damped Newton step on the free tokens: [V].
+
+    The Hessian is diagonal plus rank S, scaled here to I - F^T F. One Cholesky
+    factorisation of the smaller side: V by V as it stands, or S by S by Woodbury,
+    (I - F^T F)^-1 = I + F^T (I - F F^T)^-1 F.
+    """
+    # The exact diagonal is positive; rounding near the bound is not always.
+    diagonal = jnp.maximum(curve.diagonal, 1e-3 * curve.pick)
+    diagonal = diagonal + damping * curve.pick + _TINY
+    root = jnp.where(free, jax.lax.rsqrt(diagonal), 0)
+    gradient = jnp.where(free, problem.p - curve.pick, 0) * root
+    factors = curve.factors * root[None, :]
+    if factors.shape[1] <= factors.shape[0]:
+        step = _solve_identity_minus(_product(factors.T, factors), gradient)
+    else:
+        inner = _solve_identity_minus(
+            _product(factors, factors.T), _product(factors, gradient)
+        )
+        step = gradient + _product(inner, factors)
+    # A factorisation that rounding broke leaves the diagonal step.
+    return jnp.where(jnp.all(jnp.isfinite(step)), step, gradient) * root
+
+
+def _product(left: Array, right: Array) -> Array:
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def _solve_identity_minus(gram: Array, right: Array) -> Array:
+    system = jnp.eye(gram.shape[0], dtype=gram.dtype) - gram
+    return jax.scipy.linalg.solve(system, right, assume_a="pos")
+
+
+class NewtonState(NamedTuple):
+    """State of `ProjectedNewton`; `params` is the best point evaluated so far.
+
+    Attributes:
+      iter_num: [] evaluations done.
+      error: [] acceptance gap at `params`.
+      trial: [V] the point to evaluate next.
+      residual: [] L1 norm of the free tokens' gradient at `params`.
+      damping: [] Levenberg damping, relative to beta.
+    """
+
+    iter_num: Array
+    error: Array
+    trial: Array
+    residual: Array
+    damping: Array
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class ProjectedNewton(IterativeSolver):
+    """Projected Newton on the race dual.
+
+    Each iteration evaluates one point, and judges it before stepping on: an
+    overloaded start can already be optimal for acceptance. A point that lowers the
+    residual is kept and a damped Newton step is taken from it; otherwise the step is
+    halved. (The objective itself is too flat in float32 to steer by.)
+
+    Attributes:
+      maxiter: largest number of iterations.
+      tol: acceptance gap at which a plan counts as converged. The loop goes on to
+        half of it, so that rounding in the final evaluation does not undo it.
+      max_step: largest change of a log-weight in one step.
+    """
+
+    maxiter: int = 50
+    tol: float = 1e-5
+    max_step: float = 4.0
+    implicit_diff: bool = True
+    implicit_diff_solve: Callable | None = None
+    jit: bool = True
+    unroll: bool = False
+    verbose: bool = False
+
+    def init_state(self, init_params: Array, problem: RaceProblem) -> NewtonState:
+        """State in which nothing has been evaluated yet."""
+        dtype = init_params.dtype
+        # Sums of varying values keep every leaf batched alike under vmap.
+        infinite = jnp.full_like(problem.excess, jnp.inf, dtype=dtype)
+        return NewtonState(
+            jnp.zeros((), jnp.int32),
+            infinite,
+            init_params,
+            infinite,
+            jnp.full_like(infinite, 1e-4),
+        )
+
+    def update(
+        self, params: Array, state: NewtonState, problem: RaceProblem
+    ) -> OptStep:
+        """Evaluates `state.trial`, keeps it if it is better, and steps on."""
+        trial = state.trial
+        weights = jnp.where(problem.p > 0, jnp.exp(trial), 0)
+        curve = curvature(problem, weights)
+        free = free_tokens(problem, trial, curve.pick)
+        residual = jnp.sum(jnp.where(free, jnp.abs(curve.pick - problem.p), 0))
+        better = residual < state.residual
+
+        step = newton_direction(problem, curve, free, state.damping)
+        step = jnp.clip(step, -self.max_step, self.max_step)
+        onward = jnp.clip(trial + step, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
+        damping = jnp.where(
+            better, jnp.maximum(0.1 * state.damping, 1e-6), 4 * state.damping
+        )
+        next_state = NewtonState(
+            state.iter_num + 1,
+            jnp.where(better, acceptance_gap(problem, curve.pick), state.error),
+            jnp.where(better, onward, 0.5 * (params + trial)),
+            jnp.where(better, residual, state.residual),
+            damping,
+        )
+        return OptStep(jnp.where(better, trial, params), next_state)
+
+    def optimality_fun(self, params: Array, problem: RaceProblem) -> Array:
+        """Zero at the solution: beta - p, or a - A for tokens held by the bound."""
+        pick = pick_law(problem, jnp.where(problem.p > 0, jnp.exp(params), 0))
+        free = free_tokens(problem, params, pick)
+        return jnp.where(free, pick - problem.p, params - LOG_WEIGHT_BOUND)
+
+    def _run(self, init_params: Array, problem: RaceProblem) -> OptStep:
+        # jaxopt traces the first update apart from the loop; here state and update
+        # have one type, so a single while_loop halves what is compiled.
+        def unfinished(carry):
+            _, state = carry
+            wanted = state.error > 0.5 * self.tol
+            return (state.iter_num < self.maxiter) & wanted
+
+        def body(carry):
+            params, state = carry
+            return tuple(self.update(params, state, problem))
+
+        init = (init_params, self.init_state(init_params, problem))
+        return OptStep(*jax.lax.while_loop(unfinished, body, init))
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxLBFGS:
+    """jaxopt's L-BFGS-B on the race dual: the second way, slower and independent.
+
+    Attributes:
+      maxiter: largest number of iterations.
+      tol: acceptance gap at which a plan counts as converged. The iteration itself
+        stops on the projected gradient, at a tenth of this.
+    """
+
+    maxiter: int = 500
+    tol: float = 1e-4
+
+    def run(self, init_params: Array, problem: RaceProblem) -> OptStep:
+        """Minimises the dual from `init_params [V]`."""
+        solver = jaxopt.LBFGSB(
+            lambda a: dual_objective(problem, a),
+            maxiter=self.maxiter,
+            tol=0.1 * self.tol,
+            implicit_diff=False,
+            unroll=False,
+        )
+        bounds = (
+            jnp.full_like(init_params, LOG_WEIGHT_FLOOR),
+            jnp.full_like(init_params, LOG_WEIGHT_BOUND),
+        )
+        return solver.run(init_params, bounds=bounds)

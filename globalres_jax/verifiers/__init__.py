@@ -1,0 +1,22 @@
+"""Single-step verification rules, one a file, behind one protocol."""
+
+from globalres_jax.verifiers.global_resolution import GlobalResolution
+from globalres_jax.verifiers.recursive_rejection import RecursiveRejection
+from globalres_jax.verifiers.single_draft import SingleDraft
+
+#: Command-line names of the rules.
+BY_NAME = {
+    "global-resolution": GlobalResolution,
+    "recursive-rejection": RecursiveRejection,
+    "single-draft": SingleDraft,
+}
+
+
+def by_name(name: str):
+    """The rule with this command-line name; ValueError lists the names."""
+    if name not in BY_NAME:
+        raise ValueError(f"verifier: unknown rule {name!r}; one of {', '.join(BY_NAME)}")
+    return BY_NAME[name]()
+
+
+__all__ = ["BY_NAME", "GlobalResolution", "RecursiveRejection", "SingleDraft", "by_name"]

@@ -1,0 +1,52 @@
+"""The optimal multi-draft rule (Thomas & Pal, arXiv 2511.15898), in race form."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from globalres_jax.base import Array, Decision
+from globalres_jax.draft_laws import IID
+from globalres_jax.probabilities import normalized_residual
+from globalres_jax.solvers import ProjectedNewton, RaceSolver
+from globalres_jax.transport import TransportPlan, solve_transport
+from globalres_jax.verifiers.rule import Rule
+from globalres_jax.verifiers.single_draft import accept_probability
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlobalResolution(Rule):
+    """Pick a draft in proportion to optimal weights, then accept it against beta.
+
+    1. Pick slot j with probability w[x_j] / (1 + sum_k w[x_k]), else reject.
+    2. Emit the picked token i with probability min(1, p_i / beta_i).
+    3. Otherwise draw from the normalised p - min(beta, p).
+
+    Lossless for every w, since beta is the law of what step 1 picks; with the
+    weights of `solve_transport` no lossless rule accepts more often.
+
+    Attributes:
+      solver: how the weights are found.
+    """
+
+    solver: RaceSolver = ProjectedNewton()
+
+    serves = (IID,)
+
+    def prepare(self, p: Array, law: IID) -> TransportPlan:
+        """Solves the transport problem."""
+        return solve_transport(p, law, self.solver)
+
+    def resolve(
+        self, plan: TransportPlan, p: Array, law: IID, draft_tokens: Array
+    ) -> Decision:
+        """Decision from the plan's weights and pick law."""
+        weights = jnp.where(draft_tokens >= 0, plan.weights[draft_tokens], 0)
+        picked = weights / (1 + jnp.sum(weights))
+        ratio = accept_probability(p[draft_tokens], plan.pick[draft_tokens])
+        accept = picked * ratio
+        residual = normalized_residual(jnp.maximum(p - plan.pick, 0), p)
+        return Decision(accept, (1 - jnp.sum(accept)) * residual)

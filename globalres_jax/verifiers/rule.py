@@ -1,0 +1,67 @@
+"""What all single-step rules share: `decide`, and the check of the draft law."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from globalres_jax.base import Array, Decision
+from globalres_jax.checks import as_distribution, same_vocabulary
+
+
+class Rule:
+    """Base of the rules; a rule defines `resolve`, and `prepare` if it plans ahead.
+
+    Attributes:
+      serves: draft laws that the rule is lossless for.
+    """
+
+    serves: tuple[type, ...] = ()
+
+    def check(self, law: Any) -> None:
+        """Raises TypeError if the rule does not serve this draft law."""
+        if not isinstance(law, self.serves):
+            names = ", ".join(served.__name__ for served in self.serves)
+            raise TypeError(
+                f"law: {type(self).__name__} serves {names}, got {type(law).__name__}"
+            )
+
+    def prepare(self, p: Array, law: Any) -> Any:
+        """What does not depend on the drafted tokens; nothing by default."""
+        return ()
+
+    def resolve(self, plan: Any, p: Array, law: Any, draft_tokens: Array) -> Decision:
+        """Decision for the drafted tokens, from what `prepare` returned."""
+        raise TypeError(f"{type(self).__name__} does not define resolve")
+
+    def decide(self, p: Array, law: Any, draft_tokens: Array) -> Decision:
+        """The law of the emitted token, given the drafts.
+
+        Args:
+          p: [V] target distribution.
+          law: the law that the drafts were drawn from.
+          draft_tokens: [n] integers; slots that hold `NO_TOKEN` are not in use, and
+            the others must be as many as `law.num_drafts`.
+
+        Returns:
+          A `Decision`.
+
+        Raises:
+          TypeError: the rule does not serve the law.
+          ValueError: `p` is no distribution, or shapes do not fit.
+        """
+        self.check(law)
+        p = as_distribution("p", p)
+        same_vocabulary(p, law)
+        draft_tokens = jnp.asarray(draft_tokens)
+        if draft_tokens.ndim != 1:
+            raise ValueError(
+                f"draft_tokens: expected shape [n], got {draft_tokens.shape}"
+            )
+        if isinstance(law.num_drafts, int) and draft_tokens.shape[0] < law.num_drafts:
+            raise ValueError(
+                f"draft_tokens: {draft_tokens.shape[0]} slots for a law that draws "
+                f"{law.num_drafts}"
+            )
+        return self.resolve(self.prepare(p, law), p, law, draft_tokens)
