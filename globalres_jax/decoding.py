@@ -91,6 +91,16 @@ def prefill(model: Model, prompts: Array, lengths: Array, capacity: int) -> Cach
     return cache._replace(length=lengths - 1)
 
 
+def step_keys(keys: Array, step: Array) -> tuple[Array, Array]:
+    """Keys ([B], [B]) of one step, for drafting and for verification."""
+
+    def row(key: Array) -> tuple[Array, Array]:
+        key_draft, key_verify = jax.random.split(jax.random.fold_in(key, step))
+        return key_draft, key_verify
+
+    return jax.vmap(row)(keys)
+
+
 def decode_step(
     state: DecodeState,
     target: Model,
@@ -101,10 +111,7 @@ def decode_step(
     """One step: up to `tree.depth + 1` tokens a row for one target call."""
     tree, law = config.tree, config.draft_law
     base = state.target_cache.length
-    step_keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step)
-    key_draft, key_verify = jax.vmap(lambda key: tuple(jax.random.split(key)))(
-        step_keys
-    )
+    key_draft, key_verify = step_keys(state.keys, state.step)
 
     # 1. Draft.
     if tree.depth:

@@ -5,6 +5,7 @@ For small vocabularies. Enable `jax_enable_x64` for float64 answers.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from globalres_jax.base import Array, Model
 from globalres_jax.cache import KVCache, init_cache
+from globalres_jax.checks import as_distribution
 
 _LARGEST_ENUMERATION = 2_000_000
 
@@ -33,19 +35,36 @@ class Enumeration(NamedTuple):
 
 
 def enumerate_outcomes(verifier, p: Array, law) -> Enumeration:
-    """Runs the rule on every tuple of drafts that the law can produce."""
+    """Runs the rule on every tuple of drafts that the law can produce.
+
+    Args:
+      verifier: the rule; hashable, since one compilation serves all values.
+      p: [V] target distribution.
+      law: draft law with a static number of drafts.
+    """
+    p = as_distribution("p", p)
+    drafts = draft_tuples(law)
+    return _outcomes(verifier, p, law, drafts)
+
+
+@functools.partial(jax.jit, static_argnames="verifier")
+def _outcomes(verifier, p: Array, law, drafts: Array) -> Enumeration:
+    decisions = jax.vmap(lambda tokens: verifier.decide(p, law, tokens))(drafts)
+    emitted = jax.vmap(lambda accept, residual, x: residual.at[x].add(accept))(
+        decisions.accept, decisions.residual, drafts
+    )
+    return Enumeration(drafts, jax.vmap(law.draft_probability)(drafts), emitted)
+
+
+def draft_tuples(law) -> Array:
+    """[V^n, n] all tuples of drafts."""
     tuples = law.vocab_size**law.num_drafts
     if tuples > _LARGEST_ENUMERATION:
         raise ValueError(
             f"law: {law.vocab_size}^{law.num_drafts} tuples are too many to enumerate"
         )
     grid = itertools.product(range(law.vocab_size), repeat=law.num_drafts)
-    drafts = jnp.asarray(np.array(list(grid), np.int32))
-    decisions = jax.vmap(lambda tokens: verifier.decide(p, law, tokens))(drafts)
-    emitted = jax.vmap(lambda accept, residual, x: residual.at[x].add(accept))(
-        decisions.accept, decisions.residual, drafts
-    )
-    return Enumeration(drafts, jax.vmap(law.draft_probability)(drafts), emitted)
+    return jnp.asarray(np.array(list(grid), np.int32))
 
 
 def output_law(verifier, p: Array, law) -> Array:
@@ -67,19 +86,20 @@ def acceptance_rate(verifier, p: Array, law) -> Array:
 def linear_program(p: Array, law) -> float:
     """Optimum of the optimal transport linear program, by scipy's HiGHS.
 
-    Variables S(x, y), the mass of drafting the multiset x and emitting y in x:
+    Variables S(x, y), the mass of drafting the set of tokens x and emitting y in x:
     maximise sum S subject to sum_y S(x, y) <= Pr[x] and sum_x S(x, y) <= p(y).
     """
     from scipy.optimize import linprog
     from scipy.sparse import coo_matrix
 
     p = np.asarray(p, np.float64)
+    drafts = draft_tuples(law)
+    probability = np.asarray(jax.vmap(law.draft_probability)(drafts), np.float64)
     mass: dict[tuple[int, ...], float] = {}
-    for drafts in itertools.product(range(len(p)), repeat=law.num_drafts):
-        probability = float(law.draft_probability(jnp.asarray(drafts)))
-        if probability > 0:
-            key = tuple(sorted(set(drafts)))
-            mass[key] = mass.get(key, 0.0) + probability
+    for row, chance in zip(np.asarray(drafts).tolist(), probability, strict=True):
+        if chance > 0:
+            key = tuple(sorted(set(row)))
+            mass[key] = mass.get(key, 0.0) + chance
     rows, columns = [], []
     bounds = [*mass.values(), *p]
     for row, drafts in enumerate(mass):

@@ -50,3 +50,7 @@ class GlobalResolution(Rule):
         accept = picked * ratio
         residual = normalized_residual(jnp.maximum(p - plan.pick, 0), p)
         return Decision(accept, (1 - jnp.sum(accept)) * residual)
+
+    def acceptance_rate(self, p: Array, law: IID) -> Array:
+        """sum_i min(beta_i, p_i): []."""
+        return self.prepare(p, law).acceptance_rate

@@ -42,3 +42,17 @@ class RecursiveRejection(Rule):
         init = (jnp.ones((), dtype), p.astype(dtype))
         (reach, rest), accept = jax.lax.scan(judge, init, draft_tokens)
         return Decision(accept, reach * rest)
+
+    def acceptance_rate(self, p: Array, law: IID) -> Array:
+        """1 - prod_j (1 - sum_i min(p'_i, q_i)), p' being what is left at draft j: []."""
+        q = law.probs
+
+        def judge(_, carry):
+            reach, rest = carry
+            accept = jnp.sum(jnp.minimum(rest, q))
+            left = normalized_residual(jnp.maximum(rest - q, 0), rest)
+            return reach * jnp.maximum(1 - accept, 0), left
+
+        dtype = jnp.promote_types(p.dtype, q.dtype)
+        init = (jnp.ones((), dtype), p.astype(dtype))
+        return 1 - jax.lax.fori_loop(0, law.num_drafts, judge, init)[0]

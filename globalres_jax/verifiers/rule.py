@@ -35,6 +35,10 @@ class Rule:
         """Decision for the drafted tokens, from what `prepare` returned."""
         raise TypeError(f"{type(self).__name__} does not define resolve")
 
+    def acceptance_rate(self, p: Array, law: Any) -> Array:
+        """Probability that a draft is accepted, without enumerating drafts: []."""
+        raise TypeError(f"{type(self).__name__} does not define acceptance_rate")
+
     def decide(self, p: Array, law: Any, draft_tokens: Array) -> Decision:
         """The law of the emitted token, given the drafts.
 

@@ -44,3 +44,7 @@ class SingleDraft(Rule):
         accept = jnp.where(draft_tokens >= 0, ratio, 0)
         residual = normalized_residual(jnp.maximum(p - q, 0), p)
         return Decision(accept, (1 - jnp.sum(accept)) * residual)
+
+    def acceptance_rate(self, p: Array, law: IID) -> Array:
+        """sum_i min(p_i, q_i): []."""
+        return jnp.sum(jnp.minimum(p, law.probs))

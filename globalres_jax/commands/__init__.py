@@ -1,0 +1,5 @@
+"""The subcommands of `python -m globalres_jax`, one a file.
+
+Each has `add_arguments(parser)` and `run(args)`; `run` raises ValueError, TypeError
+or OSError with a message for people.
+"""

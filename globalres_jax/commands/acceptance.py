@@ -1,0 +1,125 @@
+"""Mean acceptance rate of every rule, and of the optimum, on a file of logits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from globalres_jax.base import Array
+from globalres_jax.draft_laws import IID
+from globalres_jax.probabilities import probabilities
+from globalres_jax.subset_selection import optimal_acceptance_rate
+from globalres_jax.verifiers import BY_NAME, SingleDraft
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument(
+        "file", type=Path, help=".npz with logits `target` and `draft`, [rows, V]"
+    )
+    parser.add_argument("--num-drafts", type=int, default=4)
+    parser.add_argument("--temp", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, help="filter target and draft alike")
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--json", action="store_true", help="one JSON object only")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reads the logits, measures every rule, prints."""
+    if args.num_drafts < 1:
+        raise ValueError(f"--num-drafts: must be at least 1, got {args.num_drafts}")
+    target, draft = load_logits(args.file)
+    p, q = (
+        probabilities(x, args.temp, args.top_k, args.top_p) for x in (target, draft)
+    )
+    support = 1 if args.temp == 0 else args.top_k
+    rates = acceptance_rates(p, q, args.num_drafts, support)
+    optimum = rates.pop("optimum")
+    if args.json:
+        described = {
+            "rows": len(p),
+            "vocab_size": p.shape[1],
+            "num_drafts": args.num_drafts,
+            "optimum": optimum,
+            "rules": {name: {"acceptance_rate": r} for name, r in rates.items()},
+        }
+        print(json.dumps(described))
+        return
+    table = Table(
+        title=f"{len(p)} positions, {p.shape[1]} tokens, {args.num_drafts} i.i.d. drafts"
+    )
+    table.add_column("rule")
+    table.add_column("acceptance rate", justify="right")
+    table.add_column("below optimum (points)", justify="right")
+    table.add_row("optimum", f"{optimum:.4f}", "")
+    for name, rate in rates.items():
+        table.add_row(name, f"{rate:.4f}", f"{100 * (optimum - rate):.2f}")
+    Console(highlight=False).print(table)
+
+
+def load_logits(path: Path) -> tuple[Array, Array]:
+    """Reads `target` and `draft` logits [rows, V] as float32.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not such a file, or shapes that differ, or NaN.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"file: no such file: {path}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = sorted(archive.files)
+            arrays = {
+                name: archive[name] for name in ("target", "draft") if name in names
+            }
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"file: {path} is no .npz archive: {error}") from error
+    if len(arrays) < 2:
+        raise ValueError(f"file: {path} has arrays {names}, needs target and draft")
+    for name, array in arrays.items():
+        if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "fV":
+            raise ValueError(
+                f"{name}: expected floating point [rows, V], got "
+                f"{array.dtype} {array.shape}"
+            )
+        if array.dtype.kind == "V":  # numpy stores bfloat16 as raw two-byte items
+            arrays[name] = array = array.view(jnp.bfloat16)
+        if np.isnan(array.astype(np.float32)).any():
+            raise ValueError(f"{name}: contains NaN")
+    target, draft = arrays["target"], arrays["draft"]
+    if target.shape != draft.shape:
+        raise ValueError(
+            f"draft: has shape {draft.shape}, target {target.shape}; they must agree"
+        )
+    return jnp.asarray(target, jnp.float32), jnp.asarray(draft, jnp.float32)
+
+
+def acceptance_rates(
+    p: Array, q: Array, num_drafts: int, max_support: int | None = None
+) -> dict[str, float]:
+    """Mean over rows of the optimum and of every implemented rule.
+
+    Args:
+      p: [rows, V] target distributions.
+      q: [rows, V] draft distributions.
+      num_drafts: n; the single-draft rule always has one.
+      max_support: most tokens of a row of `q` above zero, if known.
+    """
+
+    def mean(rate, n: int) -> float:
+        rows = jax.lax.map(lambda pq: rate(pq[0], IID(pq[1], n, max_support)), (p, q))
+        return float(jnp.mean(rows))
+
+    rates = {"optimum": mean(optimal_acceptance_rate, num_drafts)}
+    for name, rule in BY_NAME.items():
+        n = 1 if rule is SingleDraft else num_drafts
+        rates[name] = mean(rule().acceptance_rate, n)
+    return rates

@@ -1,0 +1,189 @@
+"""Write text with a target and a draft model, and say how the drafts fared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from globalres_jax import models
+from globalres_jax.base import Model
+from globalres_jax.config import SpeculativeConfig
+from globalres_jax.decoding import Generation
+from globalres_jax.decoding import generate as decode
+from globalres_jax.verifiers import BY_NAME, SingleDraft, by_name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--prompt", required=True, help="text to continue")
+    parser.add_argument("--target", default="embedded", help="model name or folder")
+    parser.add_argument("--draft", default="embedded-draft", help="likewise")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--verifier", default="global-resolution", choices=list(BY_NAME)
+    )
+    parser.add_argument(
+        "--num-drafts", type=int, help="drafted paths (4; 1 for single-draft)"
+    )
+    parser.add_argument("--draft-length", type=int, default=4, help="tokens a path")
+    parser.add_argument("--temp", type=float, default=1.0, help="0 is greedy")
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--min-p", type=float)
+    parser.add_argument(
+        "--compare", action="store_true", help="also decode without drafts"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object only")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Loads the pair, generates, prints."""
+    if not args.prompt:
+        raise ValueError("--prompt: empty; give at least one character")
+    verifier = by_name(args.verifier)
+    num_drafts = args.num_drafts
+    if num_drafts is None:
+        num_drafts = 1 if isinstance(verifier, SingleDraft) else 4
+    config = SpeculativeConfig(
+        num_drafts=num_drafts,
+        draft_length=args.draft_length,
+        verifier=verifier,
+        temperature=args.temp,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+    )
+    target, draft = models.load(args.target), models.load(args.draft)
+    if target.tokenizer is None:
+        raise ValueError(f"--target: {args.target} has no tokenizer")
+    results = {"speculative": _timed(args, target, draft, config)}
+    if args.compare:
+        results["plain"] = _timed(args, target, None, config)
+    if args.json:
+        print(json.dumps(_as_json(args, target, results)))
+    else:
+        _show(args, target, results)
+
+
+class TimedGeneration:
+    """A `Generation` of one prompt, and how long the call took.
+
+    Attributes:
+      tokens: [T] the emitted tokens.
+      from_draft: [T] whether each had been drafted.
+      metrics: plain numbers and lists.
+    """
+
+    def __init__(self, result: Generation, first: float, again: float):
+        length = int(result.lengths[0])
+        self.tokens = np.asarray(result.tokens[0, :length])
+        self.from_draft = np.asarray(result.from_draft[0, :length])
+        counts = result.metrics
+        names = (
+            "mean_acceptance_length",
+            "acceptance_rate",
+            "optimal_acceptance_rate",
+            "draft_acceptance_rate",
+            "per_position_acceptance_rate",
+            "acceptance_histogram",
+            "num_spec_steps",
+            "num_draft_tokens",
+            "num_accepted_draft_tokens",
+        )
+        self.metrics = {n: np.asarray(getattr(counts, n)[0]).tolist() for n in names}
+        self.metrics["tokens_per_second"] = length / again
+        self.metrics["seconds_with_compilation"] = first
+
+
+def _timed(
+    args: argparse.Namespace, target: Model, draft: Model | None, config
+) -> TimedGeneration:
+    prompt = jnp.asarray([target.tokenizer.encode(args.prompt)], jnp.int32)
+
+    def once() -> tuple[Generation, float]:
+        start = time.perf_counter()
+        result = decode(
+            jax.random.key(args.seed),
+            target,
+            draft,
+            prompt,
+            jnp.asarray([prompt.shape[1]]),
+            config,
+            max_new_tokens=args.max_tokens,
+            eos_id=target.eos_id,
+        )
+        jax.block_until_ready(result)
+        return result, time.perf_counter() - start
+
+    _, first = once()
+    result, again = once()
+    return TimedGeneration(result, first, again)
+
+
+def _as_json(args: argparse.Namespace, target: Model, results: dict) -> dict:
+    def describe(result: TimedGeneration) -> dict:
+        return {
+            "text": target.tokenizer.decode(result.tokens),
+            "num_tokens": len(result.tokens),
+            "metrics": result.metrics,
+        }
+
+    described = {"prompt": args.prompt, **describe(results["speculative"])}
+    if "plain" in results:
+        described["plain"] = describe(results["plain"])
+    return described
+
+
+def _pieces(tokenizer, tokens: np.ndarray) -> list[str]:
+    """The text that each token adds; a character cut in two goes to its last part."""
+    pieces, shown = [], 0
+    for end in range(1, len(tokens) + 1):
+        text = tokenizer.decode(tokens[:end])
+        ready = text if end == len(tokens) else text.rstrip("\ufffd")
+        pieces.append(ready[shown:])
+        shown = max(shown, len(ready))
+    return pieces
+
+
+def _show(args: argparse.Namespace, target: Model, results: dict) -> None:
+    console = Console(highlight=False)
+    spoken = results["speculative"]
+    text = Text(args.prompt, style="bold")
+    pieces = _pieces(target.tokenizer, spoken.tokens)
+    for piece, drafted in zip(pieces, spoken.from_draft, strict=True):
+        text.append(piece, style="not bold green" if drafted else "not bold")
+    console.print(text, soft_wrap=True)
+    if console.is_terminal:
+        console.print(Text("\ngreen: drafted; plain: from the target", style="dim"))
+    console.print()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in results:
+        table.add_column(name, justify="right")
+
+    def row(label: str, key: str, form: str) -> None:
+        cells = []
+        for name, result in results.items():
+            drafts = name == "speculative" or not key.endswith("rate")
+            cells.append(form.format(result.metrics[key]) if drafts else "-")
+        table.add_row(label, *cells)
+
+    row("mean acceptance length (tokens per target call)", "mean_acceptance_length", "{:.2f}")
+    row("acceptance rate", "acceptance_rate", "{:.3f}")
+    row("optimal acceptance rate, same positions", "optimal_acceptance_rate", "{:.3f}")
+    row("tokens per second", "tokens_per_second", "{:.1f}")
+    row("first call, compilation included (s)", "seconds_with_compilation", "{:.1f}")
+    console.print(table)
+    if "plain" in results:
+        plain = results["plain"]
+        console.print("\nplain decoding wrote:", style="dim")
+        console.print(args.prompt + target.tokenizer.decode(plain.tokens), soft_wrap=True)

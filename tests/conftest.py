@@ -1,0 +1,56 @@
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Importing jaxlib beside libtpu must not look for a machine that has one.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield np.float64
+
+
+def distributions(vocab_size: int, seed: int, count: int):
+    """Random pairs (p, q) of every sparsity, some entries exactly zero."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        pair = rng.dirichlet(np.full(vocab_size, rng.choice([0.1, 0.5, 2.0])), 2)
+        if rng.random() < 0.3:
+            pair[0, rng.integers(vocab_size)] = 0
+        if rng.random() < 0.3:
+            pair[1, rng.integers(vocab_size)] = 0
+        yield tuple(pair / pair.sum(1, keepdims=True))
+
+
+def adversarial(vocab_size: int):
+    """The traps: ties, p = q, disjoint, one-hot, zeros, tiny numbers."""
+    v = vocab_size
+    uniform = np.full(v, 1 / v)
+    one_hot = np.eye(v)[v - 1]
+    left, right = np.zeros(v), np.zeros(v)
+    left[: v // 2], right[v // 2 :] = 1 / (v // 2), 1 / (v - v // 2)
+    skewed = np.arange(1, v + 1) / np.arange(1, v + 1).sum()
+    tiny = np.full(v, 1e-30)
+    tiny[0] = 1
+    return {
+        "ties": (uniform, uniform),
+        "equal": (skewed, skewed),
+        "disjoint": (left, right),
+        "one-hot p": (one_hot, skewed),
+        "one-hot q": (skewed, one_hot),
+        "both one-hot, same": (one_hot, one_hot),
+        "both one-hot, different": (one_hot, np.eye(v)[0]),
+        "zeros in q": (skewed, left),
+        "zeros in p": (left, skewed),
+        "tiny p": (tiny, skewed),
+        "tiny q": (skewed, tiny),
+        "reversed": (skewed, skewed[::-1].copy()),
+    }
