@@ -1,0 +1,56 @@
+"""The decoding loop compiles for a TPU on a machine that has none."""
+
+import subprocess
+import sys
+import textwrap
+
+SCRIPT = """
+    import jax, jax.numpy as jnp
+    from jax.experimental import topologies
+
+    import globalres_jax as gr
+    from globalres_jax import decoding, models
+
+    devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
+    place = jax.sharding.SingleDeviceSharding(devices[0])
+
+    def on_tpu(tree):
+        def describe(x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+        return jax.tree.map(describe, tree)
+
+    target, draft = models.load("embedded"), models.load("embedded-draft")
+    config = gr.SpeculativeConfig(num_drafts=2, draft_length=2, top_k=100)
+    arguments = (
+        jax.random.split(jax.random.key(0), 2),
+        target,
+        draft,
+        jnp.zeros((2, 5), jnp.int32),
+        jnp.ones(2, jnp.int32),
+        jnp.zeros((), jnp.int32),
+    )
+    lowered = decoding._generate.lower(
+        *on_tpu(arguments), config=config, max_new_tokens=8, capacity=32
+    )
+    compiled = lowered.compile()
+    cost = compiled.cost_analysis()
+    print("flops", cost["flops"])
+    print("temporary bytes", compiled.memory_analysis().temp_size_in_bytes)
+"""
+
+
+def test_decoding_compiles_ahead_of_time_for_tpu():
+    # In a process of its own: libtpu takes locks and threads that tests should not.
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCRIPT)],
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    flops = float(done.stdout.split("flops")[1].split()[0])
+    memory = int(done.stdout.split("temporary bytes")[1].split()[0])
+    # One target call of the loop's body alone: 5 nodes, 2 rows, 5 million weights.
+    assert flops > 2 * 5 * 2 * 5e6
+    assert 0 < memory < 2**30
