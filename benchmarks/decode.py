@@ -114,8 +114,10 @@ def main() -> None:
         f"top-k {args.top_k}, {jax.devices()[0].device_kind}, "
         f"median of {args.repeats}\n"
     )
-    print("| rule | tokens/s | x plain | tokens per target call | accepted | optimum |"
-          " first call (s) |")
+    print(
+        "| rule | tokens/s | x plain | tokens per target call | accepted | optimum |"
+        " first call (s) |"
+    )
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         print(

@@ -130,9 +130,7 @@ def decode_step(
         nodes, draft_cache = state.root[:, None], state.draft_cache
 
     # 2. Score all nodes with one target call.
-    mask = tree_mask(
-        tree, np.arange(tree.num_nodes), base, state.target_cache.capacity
-    )
+    mask = tree_mask(tree, np.arange(tree.num_nodes), base, state.target_cache.capacity)
     positions = base[:, None] + jnp.asarray(tree.depths)[None, :]
     logits, target_cache = target.apply(
         target.params, nodes, positions, state.target_cache, mask
@@ -270,7 +268,9 @@ def _generate(
         keys=keys,
         step=jnp.zeros((), jnp.int32),
         target_cache=prefill(target, prompts, lengths, capacity),
-        draft_cache=None if draft is None else prefill(draft, prompts, lengths, capacity),
+        draft_cache=None
+        if draft is None
+        else prefill(draft, prompts, lengths, capacity),
         previous=at(lengths - 2),
         root=at(lengths - 1),
         tokens=jnp.full((batch, max_new_tokens), config.pad_id, jnp.int32),

@@ -36,12 +36,10 @@ class IID:
         probs = as_distribution("probs", probs)
         if is_concrete(num_drafts):
             if np.ndim(num_drafts) != 0 or int(num_drafts) != num_drafts:
-                raise ValueError(
-                    f"num_drafts: expected an integer, got {num_drafts!r}"
-                )
+                raise ValueError(f"num_drafts: expected an integer, got {num_drafts!r}")
             if num_drafts < 1:
                 raise ValueError(f"num_drafts: must be at least 1, got {num_drafts}")
-        if max_support is not None and not 1 <= max_support:
+        if max_support is not None and not max_support >= 1:
             raise ValueError(f"max_support: must be at least 1, got {max_support}")
         if max_support is not None and is_concrete(probs):
             support = int(jnp.sum(probs > 0))

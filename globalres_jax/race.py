@@ -85,7 +85,7 @@ def _powers(base: Array, exponent: Array) -> Array:
 
 
 def pick_law(problem: RaceProblem, weights: Array) -> Array:
-    """beta [V]: the probability that each token is picked, for `weights [V]`."""
+    """Beta [V]: the probability that each token is picked, for `weights [V]`."""
     nodes, measure = quadrature(weights.dtype)
     survive = jnp.exp(-nodes[:, None] * weights[None, :])
     phi = survive @ problem.q + problem.idle

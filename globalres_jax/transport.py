@@ -96,7 +96,7 @@ def race_problem(p: Array, law: IID) -> tuple[RaceProblem, Array, Array]:
 
 
 def _start(problem: RaceProblem, members: Array) -> Array:
-    """a = A outside H*, log(p / q) inside (exact for one draft: log(p / (q - p)))."""
+    """A = A outside H*, log(p / q) inside (exact for one draft: log(p / (q - p)))."""
     p, q = problem.p, problem.q
     tiny = jnp.finfo(p.dtype).tiny
     rest = jnp.where(problem.num_drafts == 1, q - p, q)

@@ -58,7 +58,12 @@ def survivors(tree: TokenTree, tokens: Array) -> Array:
 
 
 def plan_tree(
-    tree: TokenTree, tokens: Array, p: Array, q: Array, law: Callable, verifier: Verifier
+    tree: TokenTree,
+    tokens: Array,
+    p: Array,
+    q: Array,
+    law: Callable,
+    verifier: Verifier,
 ) -> tuple[Any, Any]:
     """Laws and plans of all internal nodes, from one vmapped call.
 

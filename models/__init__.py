@@ -1,6 +1,6 @@
 """Models: architectures, checkpoints, and the pair that ships with the package.
 
-    model = globalres_jax.models.load("embedded")
+model = globalres_jax.models.load("embedded")
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-
-from globalres_jax.base import Model
 from globalres_jax.models.checkpoint import TOKENIZER, load_config, load_params
 from globalres_jax.models.tokenizer import Tokenizer
 from globalres_jax.models.transformer import TransformerFn
+
+from globalres_jax.base import Model
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from globalres_jax.models.transformer import Transformer, TransformerConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 from globalres_jax.base import Params
-from globalres_jax.models.transformer import Transformer, TransformerConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
@@ -48,7 +48,8 @@ def load_config(folder: Path) -> TransformerConfig:
         raise ValueError(f"source: {path} is not a model config: {error}") from error
     if architecture != "transformer":
         raise ValueError(
-            f"source: {path} has architecture {architecture!r}; supported: 'transformer'"
+            f"source: {path} has architecture {architecture!r}; "
+            "supported: 'transformer'"
         )
     try:
         return TransformerConfig(**described)
@@ -95,4 +96,6 @@ def load_params(folder: Path, config: TransformerConfig, dtype=jnp.float32) -> P
 
 def num_bytes(params: Params) -> int:
     """Bytes that the parameters take in memory."""
-    return int(sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params)))
+    return int(
+        sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params))
+    )

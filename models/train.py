@@ -19,15 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from globalres_jax.models import END_OF_TEXT
+from globalres_jax.models.checkpoint import TOKENIZER, load_params, save_checkpoint
+from globalres_jax.models.transformer import Transformer, TransformerConfig
 from rich.progress import Progress
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from globalres_jax.base import Array, Params
-from globalres_jax.models import END_OF_TEXT
-from globalres_jax.models.checkpoint import TOKENIZER, load_params, save_checkpoint
-from globalres_jax.models.transformer import Transformer, TransformerConfig
-
-
 
 TARGET = dict(
     num_layers=6, width=256, num_heads=8, num_kv_heads=4, head_dim=32, mlp_width=800
@@ -128,7 +126,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=129, help="tokens in a window")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep-target", action="store_true", help="train the draft only")
+    parser.add_argument(
+        "--keep-target", action="store_true", help="train the draft only"
+    )
     args = parser.parse_args(argv)
 
     text = args.text.read_text()
@@ -148,7 +148,9 @@ def main(argv: list[str] | None = None) -> None:
 
     target_config = TransformerConfig(vocab_size, dropout=0.1, **TARGET)
     draft_config = TransformerConfig(vocab_size, **DRAFT)
-    target_graph, target = nnx.split(Transformer(target_config, rngs=nnx.Rngs(args.seed)))
+    target_graph, target = nnx.split(
+        Transformer(target_config, rngs=nnx.Rngs(args.seed))
+    )
     draft_graph, draft = nnx.split(
         Transformer(draft_config, rngs=nnx.Rngs(args.seed + 1))
     )

@@ -64,7 +64,7 @@ def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
     Returns:
       [B, L, H, D].
     """
-    batch, length, heads, dim = query.shape
+    batch, length, _, dim = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, dim)
     scores = jnp.einsum("blkgd,bskd->bkgls", grouped, key).astype(jnp.float32)
     scores = scores * dim**-0.5
@@ -113,7 +113,9 @@ class Block(nnx.Module):
         self.down = nnx.Linear(mlp, width, use_bias=False, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout)
 
-    def __call__(self, x, positions, mask, slots=None, keys=None, values=None, rngs=None):
+    def __call__(
+        self, x, positions, mask, slots=None, keys=None, values=None, rngs=None
+    ):
         """Returns the output [B, L, width] and the rows of keys and values."""
 
         def drop(y: Array) -> Array:
@@ -184,7 +186,12 @@ class TransformerFn:
         )[0]
 
     def __call__(
-        self, params: Params, tokens: Array, positions: Array, cache: KVCache, mask: Array
+        self,
+        params: Params,
+        tokens: Array,
+        positions: Array,
+        cache: KVCache,
+        mask: Array,
     ) -> tuple[Array, KVCache]:
         return nnx.merge(self._graph(), params)(tokens, positions, cache, mask)
 

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from globalres_jax.models import load
 
 import globalres_jax as gr
 from globalres_jax.__main__ import main
 from globalres_jax.commands.generate import _pieces
-from globalres_jax.models import load
 
 GENERATE = ["generate", "--prompt", "ROMEO:", "--max-tokens", "12", "--seed", "3"]
 

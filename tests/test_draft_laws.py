@@ -63,7 +63,7 @@ def test_bad_options_are_named():
     q = jnp.array([0.5, 0.5])
     with pytest.raises(ValueError, match="num_drafts: must be at least 1, got 0"):
         gr.IID(q, 0)
-    with pytest.raises(ValueError, match="num_drafts: expected an integer, got 1.5"):
+    with pytest.raises(ValueError, match=r"num_drafts: expected an integer, got 1\.5"):
         gr.IID(q, 1.5)
     with pytest.raises(ValueError, match="max_support: 2 tokens of probs are above"):
         gr.IID(q, 2, max_support=1)

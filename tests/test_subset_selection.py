@@ -55,7 +55,9 @@ def test_gradient_is_the_envelope_theorem(float64):
             up = rate(*(x + s for x, s in zip(point, shift, strict=True)))
             down = rate(*(x - s for x, s in zip(point, shift, strict=True)))
             difference = (up - down) / 2e-6
-            assert float(gradient[side][i]) == pytest.approx(float(difference), abs=1e-6)
+            assert float(gradient[side][i]) == pytest.approx(
+                float(difference), abs=1e-6
+            )
 
 
 def test_bad_targets_are_named():

@@ -49,7 +49,9 @@ def test_certificate_brackets_the_optimum(float64):
 def test_every_real_problem_is_solved_in_float32(real_logits, top_k, n):
     target, draft = real_logits
     p, q = probabilities(target, top_k=top_k), probabilities(draft, top_k=top_k)
-    solve = jax.vmap(lambda p, q: gr.solve_transport(p, gr.IID(q, n, max_support=top_k)))
+    solve = jax.vmap(
+        lambda p, q: gr.solve_transport(p, gr.IID(q, n, max_support=top_k))
+    )
     plan = solve(p, q)
     assert plan.gap.dtype == jnp.float32
     assert float(plan.gap.max()) <= 1e-4

@@ -114,7 +114,9 @@ def test_vocabulary_order_does_not_matter(name, float64):
     drafts = np.array([1, 4, 1])
     plain = RULES[name].decide(jnp.asarray(p), gr.IID(jnp.asarray(q), 3), drafts)
     turned = RULES[name].decide(
-        jnp.asarray(p[order]), gr.IID(jnp.asarray(q[order]), 3), np.argsort(order)[drafts]
+        jnp.asarray(p[order]),
+        gr.IID(jnp.asarray(q[order]), 3),
+        np.argsort(order)[drafts],
     )
     np.testing.assert_allclose(turned.accept, plain.accept, atol=1e-9)
     np.testing.assert_allclose(turned.residual, plain.residual[order], atol=1e-9)
@@ -125,10 +127,12 @@ def test_unused_slots_change_nothing(rule, float64):
     """Three slots of which two are in use decide as two slots do; n is data."""
     p, q = (jnp.asarray(x) for x in next(distributions(4, seed=9, count=1)))
     tight = rule.decide(p, gr.IID(q, 2), jnp.array([1, 3]))
-    loose = jax.jit(
-        lambda n, x: rule.decide(p, gr.IID(q, n), x)
-    )(2, jnp.array([1, NO_TOKEN, 3]))
-    np.testing.assert_allclose(loose.accept[jnp.array([0, 2])], tight.accept, atol=1e-12)
+    loose = jax.jit(lambda n, x: rule.decide(p, gr.IID(q, n), x))(
+        2, jnp.array([1, NO_TOKEN, 3])
+    )
+    np.testing.assert_allclose(
+        loose.accept[jnp.array([0, 2])], tight.accept, atol=1e-12
+    )
     assert float(loose.accept[1]) == 0
     np.testing.assert_allclose(loose.residual, tight.residual, atol=1e-12)
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(described))
         return
     table = Table(
-        title=f"{len(p)} positions, {p.shape[1]} tokens, {args.num_drafts} i.i.d. drafts"
+        title=f"{len(p)} positions, {p.shape[1]} tokens, {args.num_drafts} drafts"
     )
     table.add_column("rule")
     table.add_column("acceptance rate", justify="right")
@@ -75,7 +75,7 @@ def load_logits(path: Path) -> tuple[Array, Array]:
     if not path.is_file():
         raise FileNotFoundError(f"file: no such file: {path}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = sorted(archive.files)
             arrays = {
                 name: archive[name] for name in ("target", "draft") if name in names

@@ -177,7 +177,11 @@ def _show(args: argparse.Namespace, target: Model, results: dict) -> None:
             cells.append(form.format(result.metrics[key]) if drafts else "-")
         table.add_row(label, *cells)
 
-    row("mean acceptance length (tokens per target call)", "mean_acceptance_length", "{:.2f}")
+    row(
+        "mean acceptance length (tokens per target call)",
+        "mean_acceptance_length",
+        "{:.2f}",
+    )
     row("acceptance rate", "acceptance_rate", "{:.3f}")
     row("optimal acceptance rate, same positions", "optimal_acceptance_rate", "{:.3f}")
     row("tokens per second", "tokens_per_second", "{:.1f}")
@@ -186,4 +190,6 @@ def _show(args: argparse.Namespace, target: Model, results: dict) -> None:
     if "plain" in results:
         plain = results["plain"]
         console.print("\nplain decoding wrote:", style="dim")
-        console.print(args.prompt + target.tokenizer.decode(plain.tokens), soft_wrap=True)
+        console.print(
+            args.prompt + target.tokenizer.decode(plain.tokens), soft_wrap=True
+        )

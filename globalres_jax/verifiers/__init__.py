@@ -15,8 +15,16 @@ BY_NAME = {
 def by_name(name: str):
     """The rule with this command-line name; ValueError lists the names."""
     if name not in BY_NAME:
-        raise ValueError(f"verifier: unknown rule {name!r}; one of {', '.join(BY_NAME)}")
+        raise ValueError(
+            f"verifier: unknown rule {name!r}; one of {', '.join(BY_NAME)}"
+        )
     return BY_NAME[name]()
 
 
-__all__ = ["BY_NAME", "GlobalResolution", "RecursiveRejection", "SingleDraft", "by_name"]
+__all__ = [
+    "BY_NAME",
+    "GlobalResolution",
+    "RecursiveRejection",
+    "SingleDraft",
+    "by_name",
+]

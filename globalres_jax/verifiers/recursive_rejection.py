@@ -44,7 +44,7 @@ class RecursiveRejection(Rule):
         return Decision(accept, reach * rest)
 
     def acceptance_rate(self, p: Array, law: IID) -> Array:
-        """1 - prod_j (1 - sum_i min(p'_i, q_i)), p' being what is left at draft j: []."""
+        """1 - prod_j (1 - sum_i min(p'_i, q_i)), p' as it is at draft j: []."""
         q = law.probs
 
         def judge(_, carry):
