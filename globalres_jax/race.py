@@ -10,8 +10,8 @@ phi(t) = sum_i q_i exp(-t w_i), and
     beta_i     = n int exp(-t) phi^(n-1) q_i w_i exp(-t w_i) dt   (pick law)
     d Phi/d a  = beta - p
 
-Tokens outside the arrays given here (pooled away by `max_support`) have weight zero:
-their mass, `1 - sum(q)`, stays in phi. See Khisti et al., arXiv 2410.18234, for the
+Draft mass that the arrays given here lack, `1 - sum(q)`, has weight zero: it stays in
+phi, which is why phi is formed as 1 - sum_i q_i (1 - exp(-t w_i)). See Khisti et al., arXiv 2410.18234, for the
 decomposition, and Thomas & Pal, arXiv 2511.15898, for the convex problem.
 """
 
@@ -35,7 +35,6 @@ class RaceProblem(NamedTuple):
     Attributes:
       p: [V] target probabilities of these tokens (may sum to less than 1).
       q: [V] draft probabilities of these tokens.
-      idle: [] draft probability of all other tokens.
       num_drafts: [] number of i.i.d. drafts, in the dtype of `p`.
       excess: [] Q(H*) - p(H*), so that no rule accepts more than 1 - excess.
       missing: [] 1 - sum(p), target probability that no draft can serve.
@@ -43,7 +42,6 @@ class RaceProblem(NamedTuple):
 
     p: Array
     q: Array
-    idle: Array
     num_drafts: Array
     excess: Array
     missing: Array
@@ -67,30 +65,37 @@ def quadrature(dtype) -> tuple[Array, Array]:
     """Nodes t [S] and weights [S] with `sum_s weights f(t) ~ int exp(-t) f(t) dt`.
 
     The trapezoid rule in s = log t. Every integrand here is analytic in the strip
-    |Im s| < pi/2, so step h errs by exp(-pi^2 / h): 3e-9 at 0.5, 5e-15 at 0.3. Below
+    |Im s| < pi/2, so step h errs by exp(-pi^2 / h): 2e-8 at 0.55, 5e-15 at 0.3. Below
     the first node integrands fall like exp(s); that geometric tail is folded into
-    the first weight, with an error of order n exp(-2 (margin below -A)).
+    the first weight, with an error of order n^2 exp(-2 margin) for a margin below -A.
     """
-    step, margin, top = (0.5, 10.0, 3.2) if dtype == jnp.float32 else (0.3, 17.0, 3.7)
+    step, margin, top = (0.55, 10.0, 3.0) if dtype == jnp.float32 else (0.3, 17.0, 3.7)
     nodes = np.exp(np.arange(-(LOG_WEIGHT_BOUND + margin), top, step))
     weights = step * nodes * np.exp(-nodes)
     weights[0] /= 1 - np.exp(-step)
     return jnp.asarray(nodes, dtype), jnp.asarray(weights, dtype)
 
 
-def _powers(base: Array, exponent: Array) -> Array:
-    """`base ** exponent` for base in [0, 1], with 0 ** 0 = 1 and no NaN."""
-    safe = jnp.where(base > 0, base, 1)
-    return jnp.where(base > 0, safe**exponent, (exponent == 0).astype(base.dtype))
+def race_weights(problem: RaceProblem, log_weights: Array) -> Array:
+    """w = exp(a), and zero for tokens that the target never emits: [V]."""
+    return jnp.where(problem.p > 0, jnp.exp(log_weights), 0)
+
+
+def _power(fallen: Array, exponent: Array) -> Array:
+    """`(1 - fallen) ** exponent`, exact to rounding for small `fallen`, 0 ** 0 = 1.
+
+    Raising phi itself would multiply its rounding error by n.
+    """
+    logarithm = jnp.log1p(-jnp.minimum(fallen, 1 - jnp.finfo(fallen.dtype).eps))
+    return jnp.exp(exponent * logarithm)
 
 
 def pick_law(problem: RaceProblem, weights: Array) -> Array:
-    """Beta [V]: the probability that each token is picked, for `weights [V]`."""
+    """beta [V]: the probability that each token is picked, for `weights [V]`."""
     nodes, measure = quadrature(weights.dtype)
-    survive = jnp.exp(-nodes[:, None] * weights[None, :])
-    phi = survive @ problem.q + problem.idle
-    scale = problem.num_drafts * measure * _powers(phi, problem.num_drafts - 1)
-    return problem.q * weights * (scale @ survive)
+    fall = -jnp.expm1(-nodes[:, None] * weights[None, :])
+    power = _power(fall @ problem.q, problem.num_drafts - 1)
+    return problem.q * weights * (problem.num_drafts * measure * power @ (1 - fall))
 
 
 def curvature(problem: RaceProblem, weights: Array) -> Curvature:
@@ -98,13 +103,14 @@ def curvature(problem: RaceProblem, weights: Array) -> Curvature:
     n = problem.num_drafts
     nodes, measure = quadrature(weights.dtype)
     x = nodes[:, None] * weights[None, :]
-    survive = jnp.exp(-x)
-    phi = survive @ problem.q + problem.idle
+    fall = -jnp.expm1(-x)
+    fallen = fall @ problem.q
     # Multiplying by t w here and by measure / t below keeps all factors in range.
-    bumps = problem.q[None, :] * x * survive
-    scale = n * measure / nodes * _powers(phi, n - 1)
+    bumps = problem.q[None, :] * x * (1 - fall)
+    scale = n * measure / nodes * _power(fallen, n - 1)
     # At n = 1 the power is phi ** -1 times zero.
-    coupling = n * (n - 1) * measure / nodes * _powers(phi, jnp.maximum(n - 2, 0))
+    power = _power(fallen, jnp.maximum(n - 2, 0))
+    coupling = n * (n - 1) * measure / nodes * power
     return Curvature(
         pick=scale @ bumps,
         diagonal=scale @ (bumps * (1 - x)),

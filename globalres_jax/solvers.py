@@ -26,6 +26,7 @@ from globalres_jax.race import (
     curvature,
     dual_objective,
     pick_law,
+    race_weights,
 )
 
 #: Log-weight that stands for weight zero where an optimizer needs a finite number.
@@ -103,6 +104,8 @@ class NewtonState(NamedTuple):
       trial: [V] the point to evaluate next.
       residual: [] L1 norm of the free tokens' gradient at `params`.
       damping: [] Levenberg damping, relative to beta.
+      pick: [V] pick law at `params`.
+      retry: [] bool, the last step was rejected and `trial` is `params` again.
     """
 
     iter_num: Array
@@ -110,6 +113,16 @@ class NewtonState(NamedTuple):
     trial: Array
     residual: Array
     damping: Array
+    pick: Array
+    retry: Array
+
+
+class Refinement(NamedTuple):
+    """Result of `ProjectedNewton.refine`: [V] weights and pick law, [] iterations."""
+
+    weights: Array
+    pick: Array
+    iter_num: Array
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -118,18 +131,20 @@ class ProjectedNewton(IterativeSolver):
 
     Each iteration evaluates one point, and judges it before stepping on: an
     overloaded start can already be optimal for acceptance. A point that lowers the
-    residual is kept and a damped Newton step is taken from it; otherwise the step is
-    halved. (The objective itself is too flat in float32 to steer by.)
+    residual is kept and a damped Newton step is taken from it; otherwise the last one
+    is evaluated again for a step with ten times the damping. (The objective itself is
+    too flat in float32 to steer by.) It stops where steps have become too small to
+    change anything: then float32 is exhausted.
 
     Attributes:
       maxiter: largest number of iterations.
       tol: acceptance gap at which a plan counts as converged. The loop goes on to
-        half of it, so that rounding in the final evaluation does not undo it.
+        a quarter of it, so that rounding in the last evaluation does not undo it.
       max_step: largest change of a log-weight in one step.
     """
 
     maxiter: int = 50
-    tol: float = 1e-5
+    tol: float = 2e-5
     max_step: float = 4.0
     implicit_diff: bool = True
     implicit_diff_solve: Callable | None = None
@@ -148,6 +163,8 @@ class ProjectedNewton(IterativeSolver):
             init_params,
             infinite,
             jnp.full_like(infinite, 1e-4),
+            jnp.zeros_like(init_params),
+            jnp.zeros((), bool),
         )
 
     def update(
@@ -155,47 +172,66 @@ class ProjectedNewton(IterativeSolver):
     ) -> OptStep:
         """Evaluates `state.trial`, keeps it if it is better, and steps on."""
         trial = state.trial
-        weights = jnp.where(problem.p > 0, jnp.exp(trial), 0)
-        curve = curvature(problem, weights)
+        curve = curvature(problem, race_weights(problem, trial))
         free = free_tokens(problem, trial, curve.pick)
         residual = jnp.sum(jnp.where(free, jnp.abs(curve.pick - problem.p), 0))
         better = residual < state.residual
+        # A rejected step comes back to `params` once more, for a shorter one.
+        keep = better | state.retry
 
-        step = newton_direction(problem, curve, free, state.damping)
+        # In proportion to the residual: where no token is held by the bound, the
+        # common scale of all weights is free, and an undamped step is all noise.
+        relaxed = jnp.maximum(jnp.maximum(0.1 * state.damping, 0.03 * residual), 1e-6)
+        damping = jnp.where(better, relaxed, state.damping)
+        step = newton_direction(problem, curve, free, damping)
         step = jnp.clip(step, -self.max_step, self.max_step)
         onward = jnp.clip(trial + step, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
-        damping = jnp.where(
-            better, jnp.maximum(0.1 * state.damping, 1e-6), 4 * state.damping
-        )
         next_state = NewtonState(
             state.iter_num + 1,
             jnp.where(better, acceptance_gap(problem, curve.pick), state.error),
-            jnp.where(better, onward, 0.5 * (params + trial)),
+            jnp.where(keep, onward, params),
             jnp.where(better, residual, state.residual),
-            damping,
+            jnp.where(keep, damping, 10 * damping),
+            jnp.where(better, curve.pick, state.pick),
+            ~keep,
         )
-        return OptStep(jnp.where(better, trial, params), next_state)
+        return OptStep(jnp.where(keep, trial, params), next_state)
 
     def optimality_fun(self, params: Array, problem: RaceProblem) -> Array:
         """Zero at the solution: beta - p, or a - A for tokens held by the bound."""
-        pick = pick_law(problem, jnp.where(problem.p > 0, jnp.exp(params), 0))
+        pick = pick_law(problem, race_weights(problem, params))
         free = free_tokens(problem, params, pick)
         return jnp.where(free, pick - problem.p, params - LOG_WEIGHT_BOUND)
 
+    def refine(
+        self, start: Array, pick: Array, gap: Array, problem: RaceProblem
+    ) -> Refinement:
+        """Goes on from a start whose pick law and gap are known.
+
+        Where the start is good enough nothing is evaluated. Not differentiable.
+        """
+        state = self.init_state(start, problem)._replace(error=gap, pick=pick)
+        params, state = self._loop(start, state, problem)
+        return Refinement(race_weights(problem, params), state.pick, state.iter_num)
+
     def _run(self, init_params: Array, problem: RaceProblem) -> OptStep:
+        return self._loop(init_params, self.init_state(init_params, problem), problem)
+
+    def _loop(
+        self, params: Array, state: NewtonState, problem: RaceProblem
+    ) -> OptStep:
         # jaxopt traces the first update apart from the loop; here state and update
         # have one type, so a single while_loop halves what is compiled.
         def unfinished(carry):
             _, state = carry
-            wanted = state.error > 0.5 * self.tol
+            wanted = (state.error > 0.25 * self.tol) & (state.damping < 1e3)
             return (state.iter_num < self.maxiter) & wanted
 
         def body(carry):
             params, state = carry
             return tuple(self.update(params, state, problem))
 
-        init = (init_params, self.init_state(init_params, problem))
-        return OptStep(*jax.lax.while_loop(unfinished, body, init))
+        return OptStep(*jax.lax.while_loop(unfinished, body, (params, state)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,14 +17,18 @@ import jax.numpy as jnp
 from globalres_jax.base import Array
 from globalres_jax.checks import as_distribution, same_vocabulary
 from globalres_jax.draft_laws import IID
-from globalres_jax.race import LOG_WEIGHT_BOUND, RaceProblem, pick_law
-from globalres_jax.solvers import (
-    LOG_WEIGHT_FLOOR,
-    ProjectedNewton,
-    RaceSolver,
-    acceptance_gap,
+from globalres_jax.pooling import (
+    HEAVY_TOKENS,
+    START_FROM,
+    TAIL_POOLS,
+    log_ratio,
+    pool_neighbours,
+    pool_tail,
+    spread_over_neighbours,
 )
-from globalres_jax.subset_selection import optimal_subset
+from globalres_jax.race import LOG_WEIGHT_BOUND, RaceProblem, pick_law, race_weights
+from globalres_jax.solvers import LOG_WEIGHT_FLOOR, ProjectedNewton, RaceSolver
+from globalres_jax.subset_selection import optimal_prefix, ratio_order
 
 
 class TransportPlan(NamedTuple):
@@ -72,56 +76,145 @@ def solve_transport(
     return _solve(p, law, ProjectedNewton() if solver is None else solver)
 
 
-def race_problem(p: Array, law: IID) -> tuple[RaceProblem, Array, Array]:
-    """The problem on the tokens that can be drafted.
+def race_problem(
+    p: Array, q: Array, num_drafts: Array, outside_q: Array
+) -> tuple[RaceProblem, Array, Array]:
+    """The race on tokens sorted by q/p descending, and where to start.
+
+    Args:
+      p: [V] target probabilities.
+      q: [V] draft probabilities.
+      num_drafts: [] n.
+      outside_q: [] draft mass of tokens left out that the target may want.
 
     Returns:
-      The problem; a start [k]; the tokens [k] it speaks of (all V of them unless
-      the law's `max_support` says that fewer have mass).
+      The problem; start log-weights [V] in its order; the order [V].
     """
-    dtype = jnp.promote_types(p.dtype, law.probs.dtype)
-    p, q = p.astype(dtype), law.probs.astype(dtype)
-    vocab_size = p.shape[0]
-    tokens = jnp.arange(vocab_size)
-    idle = jnp.zeros((), dtype)
-    if law.max_support is not None and law.max_support < vocab_size:
-        q_kept, tokens = jax.lax.top_k(q, law.max_support)
-        outside = jnp.ones(vocab_size, bool).at[tokens].set(False)
-        idle = jnp.sum(jnp.where(outside, q, 0))
-        p, q = p[tokens], q_kept
-    num_drafts = jnp.asarray(law.num_drafts, dtype)
-    excess, members = optimal_subset(p, q, num_drafts)
-    problem = RaceProblem(p, q, idle, num_drafts, excess, missing=1 - jnp.sum(p))
-    return problem, _start(problem, members), tokens
+    order = ratio_order(p, q)
+    p, q = p[order], q[order]
+    missing = 1 - jnp.sum(p)
+    excess, members = optimal_prefix(p, q, num_drafts, missing, outside_q)
+    problem = RaceProblem(p, q, num_drafts, excess, missing)
+    start = _start(problem, members)
+    if p.shape[0] >= START_FROM:
+        start = _pooled_start(problem, outside_q)
+    return problem, jax.lax.stop_gradient(start), order
 
 
 def _start(problem: RaceProblem, members: Array) -> Array:
-    """A = A outside H*, log(p / q) inside (exact for one draft: log(p / (q - p)))."""
-    p, q = problem.p, problem.q
+    """a = A outside H*; inside log(p / q), shifted to the right total.
+
+    Tuples inside H* must pick a draft with probability f = p(H*) / q(H*)^n. Weights
+    near w do so with probability n w / (1 + n w), hence w = f / (n (1 - f)). (One
+    draft: log(p / (q - p)) is exact.)
+    """
+    p, q, n = problem.p, problem.q, problem.num_drafts
     tiny = jnp.finfo(p.dtype).tiny
-    rest = jnp.where(problem.num_drafts == 1, q - p, q)
-    ratio = jnp.log(jnp.maximum(p, tiny)) - jnp.log(jnp.maximum(rest, tiny))
-    inside = jnp.clip(ratio, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
+    inside_p = jnp.sum(jnp.where(members, p, 0))
+    inside_q = jnp.sum(jnp.where(members, q, 0))
+    level = log_ratio(inside_p, n * problem.excess)
+    level = jnp.minimum(level, 0.5 * LOG_WEIGHT_BOUND)
+    many = log_ratio(p, q) - log_ratio(inside_p, inside_q) + level
+    one = log_ratio(p, jnp.maximum(q - p, tiny))
+    inside = jnp.where(n == 1, one, many)
+    inside = jnp.clip(inside, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
     return jnp.where(members, inside, LOG_WEIGHT_BOUND)
+
+
+def _pooled_start(problem: RaceProblem, outside_q: Array) -> Array:
+    """The solution of a problem of few pools, spread over their tokens."""
+    p, q = pool_neighbours(problem.p), pool_neighbours(problem.q)
+    excess, members = optimal_prefix(
+        p, q, problem.num_drafts, problem.missing, outside_q
+    )
+    pooled = problem._replace(p=p, q=q, excess=excess)
+    coarse = ProjectedNewton(maxiter=12, tol=1e-3, implicit_diff=False)
+    log_weights = coarse.run(_start(pooled, members), pooled).params
+    spread = spread_over_neighbours(
+        log_weights, log_ratio(p, q), log_ratio(problem.p, problem.q), LOG_WEIGHT_BOUND
+    )
+    return jnp.maximum(spread, LOG_WEIGHT_FLOOR)
+
+
+class _Race(NamedTuple):
+    """A solved race: [V] weights and pick law, [] excess and iterations."""
+
+    weights: Array
+    pick: Array
+    excess: Array
+    iterations: Array
 
 
 @functools.partial(jax.jit, static_argnames="solver")
 def _solve(p: Array, law: IID, solver: RaceSolver) -> TransportPlan:
-    problem, start, tokens = race_problem(p, law)
-    log_weights, state = solver.run(start, problem)
-    weights = jnp.where(problem.p > 0, jnp.exp(log_weights), 0)
-    pick = pick_law(problem, weights)
-    rejected = jnp.sum(jnp.maximum(problem.p - pick, 0)) + problem.missing
-    gap = jnp.maximum(acceptance_gap(problem, pick), 0)
-    if tokens.shape[0] < p.shape[0]:
-        empty = jnp.zeros(p.shape, weights.dtype)
-        weights, pick = empty.at[tokens].set(weights), empty.at[tokens].set(pick)
+    dtype = jnp.promote_types(p.dtype, law.probs.dtype)
+    p, q = p.astype(dtype), law.probs.astype(dtype)
+    num_drafts = jnp.asarray(law.num_drafts, dtype)
+    if law.max_support is not None and law.max_support < p.shape[0]:
+        kept_q, tokens = jax.lax.top_k(q, law.max_support)
+        outside = jnp.ones(p.shape, bool).at[tokens].set(False)
+        outside_q = jnp.sum(jnp.where(outside, q, 0))
+        race = _race(p[tokens], kept_q, num_drafts, outside_q, solver)
+        empty = jnp.zeros(p.shape, dtype)
+        race = race._replace(
+            weights=empty.at[tokens].set(race.weights),
+            pick=empty.at[tokens].set(race.pick),
+        )
+    else:
+        race = _race(p, q, num_drafts, jnp.zeros((), dtype), solver)
+    rejected = _rejected(p, race.pick)
+    gap = jnp.maximum(rejected - race.excess, 0)
     return TransportPlan(
-        weights=weights,
-        pick=pick,
+        weights=race.weights,
+        pick=race.pick,
         acceptance_rate=1 - rejected,
         upper_bound=1 - rejected + gap,
         gap=gap,
         converged=gap <= solver.tol,
-        iterations=jnp.asarray(state.iter_num, jnp.int32),
+        iterations=race.iterations,
+    )
+
+
+def _rejected(p: Array, pick: Array) -> Array:
+    """1 - sum_i min(beta_i, p_i), from small numbers."""
+    return jnp.sum(jnp.maximum(p - pick, 0)) + (1 - jnp.sum(p))
+
+
+def _race(
+    p: Array, q: Array, num_drafts: Array, outside_q: Array, solver: RaceSolver
+) -> _Race:
+    if p.shape[0] <= HEAVY_TOKENS + TAIL_POOLS or not hasattr(solver, "refine"):
+        return _direct(p, q, num_drafts, outside_q, solver)
+    pools = pool_tail(p, q)
+    pooled = _direct(pools.p, pools.q, num_drafts, outside_q, solver)
+    weights = pools.expand(pooled.weights)
+    share = pooled.pick / jnp.where(pools.q > 0, pools.q, 1)
+    pick = q * pools.expand(share)
+    # Flat distributions have no negligible tail: go on with a weight for each token.
+    gap = _rejected(p, pick) - pooled.excess
+    problem = RaceProblem(p, q, num_drafts, pooled.excess, 1 - jnp.sum(p))
+    start = jnp.log(jnp.maximum(weights, jnp.exp(LOG_WEIGHT_FLOOR)))
+    refined = solver.refine(start, pick, gap, problem)
+    again = refined.iter_num > 0
+    return _Race(
+        jnp.where(again, refined.weights, weights),
+        jnp.where(again, refined.pick, pick),
+        pooled.excess,
+        pooled.iterations + refined.iter_num,
+    )
+
+
+def _direct(
+    p: Array, q: Array, num_drafts: Array, outside_q: Array, solver: RaceSolver
+) -> _Race:
+    problem, start, order = race_problem(p, q, num_drafts, outside_q)
+    log_weights, state = solver.run(start, problem)
+    weights = race_weights(problem, log_weights)
+    pick = pick_law(problem, weights)
+    empty = jnp.zeros_like(weights)
+    return _Race(
+        empty.at[order].set(weights),
+        empty.at[order].set(pick),
+        problem.excess,
+        jnp.asarray(state.iter_num, jnp.int32),
     )
