@@ -62,6 +62,8 @@ def main() -> None:
 
     ways = {"plain": (None, config(gr.verifiers.SingleDraft(), 1))}
     for name, rule in BY_NAME.items():
+        if not rule.serves_trees:
+            continue
         num_drafts = 1 if rule is SingleDraft else args.num_drafts
         ways[name] = (draft, config(rule(), num_drafts))
 

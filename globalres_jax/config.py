@@ -56,6 +56,11 @@ class SpeculativeConfig:
             tree = paths(self.num_drafts, self.draft_length)
             object.__setattr__(self, "tree", tree)
         if self.tree.depth:
+            if not self.verifier.serves_trees:
+                raise ValueError(
+                    f"verifier: {type(self.verifier).__name__} needs a fixed number of "
+                    "drafts, and in a token tree it depends on the tokens"
+                )
             most = max(len(level) for level in self.tree.levels[1:])
             self.verifier.check(self.law(np.array([0.5, 0.5]), most))
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array
 
 #: Pools that stand for a whole problem when a start is looked for.
-START_POOLS = 48
+START_POOLS = 96
 #: Problems with fewer tokens than this are solved without such a start.
 START_FROM = 320
 

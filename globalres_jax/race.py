@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,15 +51,27 @@ class RaceProblem(NamedTuple):
 class Curvature(NamedTuple):
     """Pick law and Hessian of the dual, `diag(diagonal) - factors.T @ factors`.
 
+    The factors have one row per quadrature node and are kept as a scaled matrix,
+    since reading and writing [S, V] numbers is most of what an iteration costs.
+
     Attributes:
       pick: [V] beta.
       diagonal: [V].
-      factors: [S, V], one row per quadrature node.
+      survive: [S, V] exp(-t w).
+      node_scale: [S].
+      token_scale: [V].
     """
 
     pick: Array
     diagonal: Array
-    factors: Array
+    survive: Array
+    node_scale: Array
+    token_scale: Array
+
+    @property
+    def factors(self) -> Array:
+        """[S, V] the low-rank part of the Hessian."""
+        return self.node_scale[:, None] * self.survive * self.token_scale[None, :]
 
 
 def quadrature(dtype) -> tuple[Array, Array]:
@@ -90,32 +103,46 @@ def _power(fallen: Array, exponent: Array) -> Array:
     return jnp.exp(exponent * logarithm)
 
 
+def _survival(problem: RaceProblem, weights: Array, nodes: Array):
+    """exp(-t w) [S, V], and 1 - phi [S] from small numbers."""
+    survive = jnp.exp(-nodes[:, None] * weights[None, :])
+    return survive, jnp.sum((1 - survive) * problem.q[None, :], axis=1)
+
+
 def pick_law(problem: RaceProblem, weights: Array) -> Array:
     """beta [V]: the probability that each token is picked, for `weights [V]`."""
     nodes, measure = quadrature(weights.dtype)
-    fall = -jnp.expm1(-nodes[:, None] * weights[None, :])
-    power = _power(fall @ problem.q, problem.num_drafts - 1)
-    return problem.q * weights * (problem.num_drafts * measure * power @ (1 - fall))
+    survive, fallen = _survival(problem, weights, nodes)
+    scale = problem.num_drafts * measure * _power(fallen, problem.num_drafts - 1)
+    return problem.q * weights * _product(scale, survive)
 
 
 def curvature(problem: RaceProblem, weights: Array) -> Curvature:
-    """Pick law and Hessian factors of the dual, for `weights [V]`."""
+    """Pick law and Hessian factors of the dual, for `weights [V]`.
+
+    With x = t w: beta = sum_s c_s q x exp(-x) / t_s, the diagonal is the same sum
+    with x (1 - x) for x, and the factors are sqrt(C_s) q x exp(-x).
+    """
     n = problem.num_drafts
     nodes, measure = quadrature(weights.dtype)
-    x = nodes[:, None] * weights[None, :]
-    fall = -jnp.expm1(-x)
-    fallen = fall @ problem.q
-    # Multiplying by t w here and by measure / t below keeps all factors in range.
-    bumps = problem.q[None, :] * x * (1 - fall)
-    scale = n * measure / nodes * _power(fallen, n - 1)
+    survive, fallen = _survival(problem, weights, nodes)
+    scale = n * measure * _power(fallen, n - 1)
+    first, second = _product(jnp.stack([scale, scale * nodes]), survive)
+    token_scale = problem.q * weights
+    pick = token_scale * first
     # At n = 1 the power is phi ** -1 times zero.
     power = _power(fallen, jnp.maximum(n - 2, 0))
-    coupling = n * (n - 1) * measure / nodes * power
     return Curvature(
-        pick=scale @ bumps,
-        diagonal=scale @ (bumps * (1 - x)),
-        factors=jnp.sqrt(coupling)[:, None] * bumps,
+        pick=pick,
+        diagonal=pick - token_scale * weights * second,
+        survive=survive,
+        node_scale=jnp.sqrt(n * (n - 1) * measure * nodes * power),
+        token_scale=token_scale,
     )
+
+
+def _product(left: Array, right: Array) -> Array:
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def dual_objective(problem: RaceProblem, log_weights: Array) -> Array:

@@ -74,14 +74,18 @@ def newton_direction(
     diagonal = diagonal + damping * curve.pick + _TINY
     root = jnp.where(free, jax.lax.rsqrt(diagonal), 0)
     gradient = jnp.where(free, problem.p - curve.pick, 0) * root
-    factors = curve.factors * root[None, :]
-    if factors.shape[1] <= factors.shape[0]:
+    nodes, survive = curve.node_scale, curve.survive
+    tokens = curve.token_scale * root
+    if survive.shape[1] <= survive.shape[0]:
+        factors = nodes[:, None] * survive * tokens[None, :]
         step = _solve_identity_minus(_product(factors.T, factors), gradient)
     else:
+        gram = _product(survive * (tokens * tokens)[None, :], survive.T)
+        gram = gram * nodes[:, None] * nodes[None, :]
         inner = _solve_identity_minus(
-            _product(factors, factors.T), _product(factors, gradient)
+            gram, nodes * _product(survive, tokens * gradient)
         )
-        step = gradient + _product(inner, factors)
+        step = gradient + tokens * _product(nodes * inner, survive)
     # A factorisation that rounding broke leaves the diagonal step.
     return jnp.where(jnp.all(jnp.isfinite(step)), step, gradient) * root
 

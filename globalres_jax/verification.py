@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import NO_TOKEN, Array, Decision, Verifier
+from globalres_jax.batching import map_rows
 from globalres_jax.probabilities import sample
 from globalres_jax.subset_selection import optimal_acceptance_rate
 from globalres_jax.tree import TokenTree
@@ -65,7 +66,7 @@ def plan_tree(
     law: Callable,
     verifier: Verifier,
 ) -> tuple[Any, Any]:
-    """Laws and plans of all internal nodes, from one vmapped call.
+    """Laws and plans of all internal nodes, from one call.
 
     Args:
       tree: shape of the tree.
@@ -80,7 +81,7 @@ def plan_tree(
         node_law = law(q_row, num_drafts)
         return node_law, verifier.prepare(p_row, node_law)
 
-    return jax.vmap(one)(p[: tree.num_internal], q, survivors(tree, tokens))
+    return map_rows(one, p[: tree.num_internal], q, survivors(tree, tokens))
 
 
 def walk_tree(

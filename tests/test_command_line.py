@@ -88,7 +88,7 @@ def test_unknown_verifier_lists_the_names(capsys):
         main([*GENERATE, "--verifier", "best"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    for name in gr.verifiers.BY_NAME:
+    for name in ("global-resolution", "recursive-rejection", "single-draft"):
         assert name in error
 
 

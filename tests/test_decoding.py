@@ -316,5 +316,7 @@ def test_bad_requests_are_named(pair):
         gr.SpeculativeConfig(num_drafts=0)
     with pytest.raises(ValueError, match="SingleDraft verifies 1 draft, got 4"):
         gr.SpeculativeConfig(verifier=SingleDraft())
+    with pytest.raises(ValueError, match="verifier: TruncatedGlobalResolution needs"):
+        gr.SpeculativeConfig(verifier=gr.verifiers.TruncatedGlobalResolution())
     with pytest.raises(ValueError, match="temperature: must be 0 or more"):
         gr.SpeculativeConfig(temperature=-0.1)

@@ -31,8 +31,9 @@ def problem_and_weights(seed, n, dtype, vocab_size=5):
     rng = np.random.default_rng(seed)
     log_weights = rng.uniform(-8, LOG_WEIGHT_BOUND, vocab_size)
     log_weights[0] = LOG_WEIGHT_BOUND
+    law = gr.IID(jnp.asarray(q, dtype), n)
     problem, _, _ = race_problem(
-        jnp.asarray(p, dtype), gr.IID(jnp.asarray(q, dtype), n)
+        jnp.asarray(p, dtype), law.probs, jnp.asarray(n, dtype), jnp.zeros((), dtype)
     )
     return problem, jnp.asarray(log_weights, dtype)
 

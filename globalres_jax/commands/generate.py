@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--verifier", default="global-resolution", choices=list(BY_NAME)
+        "--verifier",
+        default="global-resolution",
+        choices=[name for name, rule in BY_NAME.items() if rule.serves_trees],
     )
     parser.add_argument(
         "--num-drafts", type=int, help="drafted paths (4; 1 for single-draft)"

@@ -3,12 +3,16 @@
 from globalres_jax.verifiers.global_resolution import GlobalResolution
 from globalres_jax.verifiers.recursive_rejection import RecursiveRejection
 from globalres_jax.verifiers.single_draft import SingleDraft
+from globalres_jax.verifiers.truncated_global_resolution import (
+    TruncatedGlobalResolution,
+)
 
 #: Command-line names of the rules.
 BY_NAME = {
     "global-resolution": GlobalResolution,
     "recursive-rejection": RecursiveRejection,
     "single-draft": SingleDraft,
+    "truncated-global-resolution": TruncatedGlobalResolution,
 }
 
 
@@ -26,5 +30,6 @@ __all__ = [
     "GlobalResolution",
     "RecursiveRejection",
     "SingleDraft",
+    "TruncatedGlobalResolution",
     "by_name",
 ]

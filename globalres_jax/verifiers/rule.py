@@ -15,9 +15,11 @@ class Rule:
 
     Attributes:
       serves: draft laws that the rule is lossless for.
+      serves_trees: whether the number of drafts may be data, as in a token tree.
     """
 
     serves: tuple[type, ...] = ()
+    serves_trees: bool = True
 
     def check(self, law: Any) -> None:
         """Raises TypeError if the rule does not serve this draft law."""
