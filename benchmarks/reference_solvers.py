@@ -87,9 +87,7 @@ def _flow(sets: list, mass: np.ndarray, p: np.ndarray, allowed: np.ndarray) -> f
     demand = np.floor(p / _UNIT).astype(np.int64)
     capacity = np.concatenate([supply, supply[rows], demand])
     graph = max_flow.SimpleMaxFlow()
-    graph.add_arcs_with_capacity(
-        tail.astype(np.int32), head.astype(np.int32), capacity
-    )
+    graph.add_arcs_with_capacity(tail.astype(np.int32), head.astype(np.int32), capacity)
     if graph.solve(source, sink) != graph.OPTIMAL:
         raise RuntimeError("the maximum flow was not found")
     return graph.optimal_flow() * _UNIT

@@ -12,6 +12,7 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.checks import as_distribution, is_concrete
+from globalres_jax.summation import blockwise_sum
 
 
 @jax.tree_util.register_pytree_node_class
@@ -48,7 +49,7 @@ class IID:
                     f"max_support: {support} tokens of probs are above zero, "
                     f"more than {max_support}"
                 )
-        self.probs = probs / jnp.sum(probs)
+        self.probs = probs / blockwise_sum(probs)
         self.num_drafts = num_drafts
         self.max_support = max_support
 

@@ -27,6 +27,7 @@ START_FROM = 320
 HEAVY_TOKENS = 4096
 #: ... and the others share this many, by log(p/q).
 TAIL_POOLS = 512
+_PARTS = 32
 _LOG_RATIO_RANGE = (-12.0, 12.0)
 
 
@@ -71,13 +72,17 @@ def pool_tail(p: Array, q: Array) -> Pools:
     size = HEAVY_TOKENS + TAIL_POOLS
     slot = jnp.where(pickable, HEAVY_TOKENS + pool, size)
     slot = slot.at[heavy].set(
-        jnp.where(pickable[heavy], jnp.arange(HEAVY_TOKENS), size)
+        jnp.where(pickable[heavy], jnp.arange(HEAVY_TOKENS, dtype=jnp.int32), size)
     )
     in_tail = jnp.ones(vocab_size, bool).at[heavy].set(False) & pickable
 
+    # Several partial sums of each pool: one would lose the smallest tokens.
+    part = jnp.arange(vocab_size) % _PARTS
+
     def pooled(mass: Array) -> Array:
-        tail = jnp.zeros(TAIL_POOLS, mass.dtype)
-        tail = tail.at[pool].add(jnp.where(in_tail, mass, 0))
+        parts = jnp.zeros((_PARTS, TAIL_POOLS), mass.dtype)
+        parts = parts.at[part, pool].add(jnp.where(in_tail, mass, 0))
+        tail = jnp.sum(parts, axis=0)
         return jnp.concatenate([jnp.where(pickable, mass, 0)[heavy], tail])
 
     return Pools(pooled(p), pooled(q), slot)

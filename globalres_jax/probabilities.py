@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.summation import blockwise_sum
 
 
 def probabilities(
@@ -53,7 +54,7 @@ def probabilities(
     if min_p is not None:
         probs = jnp.where(probs >= min_p * probs.max(-1, keepdims=True), probs, 0)
     if top_p is not None or min_p is not None:
-        probs = probs / probs.sum(-1, keepdims=True)
+        probs = probs / blockwise_sum(probs)[..., None]
     return probs
 
 
@@ -77,7 +78,7 @@ def normalized_residual(mass: Array, fallback: Array) -> Array:
     An empty residual is reached with probability zero, up to rounding; the target
     itself is then a safe thing to sample.
     """
-    total = jnp.sum(mass, axis=-1, keepdims=True)
+    total = blockwise_sum(mass)[..., None]
     return jnp.where(total > 0, mass / jnp.where(total > 0, total, 1), fallback)
 
 

@@ -11,8 +11,9 @@ phi(t) = sum_i q_i exp(-t w_i), and
     d Phi/d a  = beta - p
 
 Draft mass that the arrays given here lack, `1 - sum(q)`, has weight zero: it stays in
-phi, which is why phi is formed as 1 - sum_i q_i (1 - exp(-t w_i)). See Khisti et al., arXiv 2410.18234, for the
-decomposition, and Thomas & Pal, arXiv 2511.15898, for the convex problem.
+phi, which is why phi is formed as 1 - sum_i q_i (1 - exp(-t w_i)). See Khisti et al.,
+arXiv 2410.18234, for the decomposition, and Thomas & Pal, arXiv 2511.15898, for the
+convex problem.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
+from globalres_jax.summation import blockwise_sum
 
 #: Upper bound A of the log-weights. A token at the bound beats every other one; the
 #: acceptance given up is about exp(-(A - largest inner log-weight)).
@@ -90,7 +92,7 @@ def quadrature(dtype) -> tuple[Array, Array]:
 
 
 def race_weights(problem: RaceProblem, log_weights: Array) -> Array:
-    """w = exp(a), and zero for tokens that the target never emits: [V]."""
+    """W = exp(a), and zero for tokens that the target never emits: [V]."""
     return jnp.where(problem.p > 0, jnp.exp(log_weights), 0)
 
 
@@ -106,11 +108,11 @@ def _power(fallen: Array, exponent: Array) -> Array:
 def _survival(problem: RaceProblem, weights: Array, nodes: Array):
     """exp(-t w) [S, V], and 1 - phi [S] from small numbers."""
     survive = jnp.exp(-nodes[:, None] * weights[None, :])
-    return survive, jnp.sum((1 - survive) * problem.q[None, :], axis=1)
+    return survive, blockwise_sum((1 - survive) * problem.q[None, :])
 
 
 def pick_law(problem: RaceProblem, weights: Array) -> Array:
-    """beta [V]: the probability that each token is picked, for `weights [V]`."""
+    """Beta [V]: the probability that each token is picked, for `weights [V]`."""
     nodes, measure = quadrature(weights.dtype)
     survive, fallen = _survival(problem, weights, nodes)
     scale = problem.num_drafts * measure * _power(fallen, problem.num_drafts - 1)
@@ -150,7 +152,8 @@ def dual_objective(problem: RaceProblem, log_weights: Array) -> Array:
     nodes, measure = quadrature(log_weights.dtype)
     eps = jnp.finfo(log_weights.dtype).eps
     # 1 - phi^n without cancellation where phi is close to 1.
-    fallen = -jnp.expm1(-nodes[:, None] * jnp.exp(log_weights)[None, :]) @ problem.q
+    fall = -jnp.expm1(-nodes[:, None] * jnp.exp(log_weights)[None, :])
+    fallen = blockwise_sum(fall * problem.q[None, :])
     survived = problem.num_drafts * jnp.log1p(-jnp.minimum(fallen, 1 - eps))
     integral = jnp.sum(measure / nodes * -jnp.expm1(survived))
     return integral - jnp.sum(jnp.where(problem.p > 0, problem.p * log_weights, 0))

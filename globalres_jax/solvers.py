@@ -28,6 +28,7 @@ from globalres_jax.race import (
     pick_law,
     race_weights,
 )
+from globalres_jax.summation import blockwise_sum
 
 #: Log-weight that stands for weight zero where an optimizer needs a finite number.
 LOG_WEIGHT_FLOOR = -80.0
@@ -47,7 +48,7 @@ def acceptance_gap(problem: RaceProblem, pick: Array) -> Array:
 
     The race rejects `sum (p - beta)_+`, the best rule rejects `Q(H*) - p(H*)`.
     """
-    rejected = jnp.sum(jnp.maximum(problem.p - pick, 0)) + problem.missing
+    rejected = blockwise_sum(jnp.maximum(problem.p - pick, 0)) + problem.missing
     return rejected - problem.excess
 
 
@@ -178,7 +179,7 @@ class ProjectedNewton(IterativeSolver):
         trial = state.trial
         curve = curvature(problem, race_weights(problem, trial))
         free = free_tokens(problem, trial, curve.pick)
-        residual = jnp.sum(jnp.where(free, jnp.abs(curve.pick - problem.p), 0))
+        residual = blockwise_sum(jnp.where(free, jnp.abs(curve.pick - problem.p), 0))
         better = residual < state.residual
         # A rejected step comes back to `params` once more, for a shorter one.
         keep = better | state.retry
@@ -221,9 +222,7 @@ class ProjectedNewton(IterativeSolver):
     def _run(self, init_params: Array, problem: RaceProblem) -> OptStep:
         return self._loop(init_params, self.init_state(init_params, problem), problem)
 
-    def _loop(
-        self, params: Array, state: NewtonState, problem: RaceProblem
-    ) -> OptStep:
+    def _loop(self, params: Array, state: NewtonState, problem: RaceProblem) -> OptStep:
         # jaxopt traces the first update apart from the loop; here state and update
         # have one type, so a single while_loop halves what is compiled.
         def unfinished(carry):

@@ -29,6 +29,7 @@ from globalres_jax.pooling import (
 from globalres_jax.race import LOG_WEIGHT_BOUND, RaceProblem, pick_law, race_weights
 from globalres_jax.solvers import LOG_WEIGHT_FLOOR, ProjectedNewton, RaceSolver
 from globalres_jax.subset_selection import optimal_prefix, ratio_order
+from globalres_jax.summation import blockwise_sum
 
 
 class TransportPlan(NamedTuple):
@@ -92,7 +93,7 @@ def race_problem(
     """
     order = ratio_order(p, q)
     p, q = p[order], q[order]
-    missing = 1 - jnp.sum(p)
+    missing = 1 - blockwise_sum(p)
     excess, members = optimal_prefix(p, q, num_drafts, missing, outside_q)
     problem = RaceProblem(p, q, num_drafts, excess, missing)
     start = _start(problem, members)
@@ -102,7 +103,7 @@ def race_problem(
 
 
 def _start(problem: RaceProblem, members: Array) -> Array:
-    """a = A outside H*; inside log(p / q), shifted to the right total.
+    """A = A outside H*; inside log(p / q), shifted to the right total.
 
     Tuples inside H* must pick a draft with probability f = p(H*) / q(H*)^n. Weights
     near w do so with probability n w / (1 + n w), hence w = f / (n (1 - f)). (One
@@ -177,7 +178,7 @@ def _solve(p: Array, law: IID, solver: RaceSolver) -> TransportPlan:
 
 def _rejected(p: Array, pick: Array) -> Array:
     """1 - sum_i min(beta_i, p_i), from small numbers."""
-    return jnp.sum(jnp.maximum(p - pick, 0)) + (1 - jnp.sum(p))
+    return blockwise_sum(jnp.maximum(p - pick, 0)) + (1 - blockwise_sum(p))
 
 
 def _race(
@@ -192,7 +193,7 @@ def _race(
     pick = q * pools.expand(share)
     # Flat distributions have no negligible tail: go on with a weight for each token.
     gap = _rejected(p, pick) - pooled.excess
-    problem = RaceProblem(p, q, num_drafts, pooled.excess, 1 - jnp.sum(p))
+    problem = RaceProblem(p, q, num_drafts, pooled.excess, 1 - blockwise_sum(p))
     start = jnp.log(jnp.maximum(weights, jnp.exp(LOG_WEIGHT_FLOOR)))
     refined = solver.refine(start, pick, gap, problem)
     again = refined.iter_num > 0

@@ -1,8 +1,10 @@
 """The decoding loop compiles for a TPU on a machine that has none."""
 
+import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 SCRIPT = """
     import jax, jax.numpy as jnp
@@ -39,18 +41,32 @@ SCRIPT = """
 """
 
 
-def test_decoding_compiles_ahead_of_time_for_tpu():
-    # In a process of its own: libtpu takes locks and threads that tests should not.
+def run(*arguments: str) -> str:
+    """Output of a Python process of its own: libtpu takes locks and threads."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCRIPT)],
+        [sys.executable, "-W", "ignore", *arguments],
         capture_output=True,
         text=True,
         timeout=540,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    flops = float(done.stdout.split("flops")[1].split()[0])
-    memory = int(done.stdout.split("temporary bytes")[1].split()[0])
+    return done.stdout
+
+
+def test_batched_solve_compiles_and_its_memory_grows_with_the_vocabulary():
+    script = Path(__file__).parent.parent / "benchmarks" / "tpu.py"
+    lines = run(str(script), "--batch", "4", "--vocab-size", "500", "6000").splitlines()
+    small, large = map(json.loads, lines)
+    assert 0 < small["flops"] < large["flops"]
+    # Pooling: far less than the [68, V] arrays of a solve over all tokens.
+    assert large["temporary_bytes"] < 4 * 68 * 6000 * 4 * 4
+
+
+def test_decoding_compiles_ahead_of_time_for_tpu():
+    out = run("-c", textwrap.dedent(SCRIPT))
+    flops = float(out.split("flops")[1].split()[0])
+    memory = int(out.split("temporary bytes")[1].split()[0])
     # One target call of the loop's body alone: 5 nodes, 2 rows, 5 million weights.
     assert flops > 2 * 5 * 2 * 5e6
     assert 0 < memory < 2**30

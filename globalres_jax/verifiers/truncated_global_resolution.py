@@ -120,9 +120,7 @@ class TruncatedGlobalResolution(Rule):
         sampled = jnp.where(first, p[draft_tokens], 0)
         rest = p.at[drafted].set(0, mode="drop")
         ok = plan.converged
-        return Decision(
-            jnp.where(ok, accept, sampled), jnp.where(ok, residual, rest)
-        )
+        return Decision(jnp.where(ok, accept, sampled), jnp.where(ok, residual, rest))
 
     def acceptance_rate(self, p: Array, law: IID) -> Array:
         """Mass of the kept tuples that accept a draft; target sampling on failure."""
