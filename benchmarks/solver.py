@@ -66,13 +66,18 @@ def summarise(cell: Cell, seconds: list[float], gaps: list[float]) -> Cell:
     return cell
 
 
-def race_cell(cell: Cell, solver, p, q, budget: float) -> Cell:
+def race_cell(cell: Cell, solver, p, q, budget: float, limit: float = np.inf) -> Cell:
     """A solver of the race dual."""
     n = cell.n
     solve = jax.jit(lambda p, q: gr.solve_transport(p, gr.IID(q, n), solver))
     start = time.perf_counter()
     jax.block_until_ready(solve(p[0], q[0]))
     cell.compile_s = time.perf_counter() - start
+    start = time.perf_counter()
+    jax.block_until_ready(solve(p[0], q[0]))
+    if time.perf_counter() - start > limit:
+        cell.over_limit_s = limit
+        return cell
     seconds, gaps, deviations, rates = [], [], [], []
     begin = time.perf_counter()
     for p_row, q_row in zip(p, q, strict=True):
@@ -100,6 +105,7 @@ def published_cell(cell: Cell, tau: float, p, q, budget: float) -> Cell:
     start = time.perf_counter()
     jax.block_until_ready(solve(p[0], q[0]))
     cell.compile_s = time.perf_counter() - start
+    jax.block_until_ready(rate(p[0], q[0]))
     seconds, solved, rates, gaps = [], [], [], []
     begin = time.perf_counter()
     for p_row, q_row in zip(p, q, strict=True):
