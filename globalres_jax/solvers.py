@@ -160,7 +160,6 @@ class ProjectedNewton(IterativeSolver):
     def init_state(self, init_params: Array, problem: RaceProblem) -> NewtonState:
         """State in which nothing has been evaluated yet."""
         dtype = init_params.dtype
-        # Sums of varying values keep every leaf batched alike under vmap.
         infinite = jnp.full_like(problem.excess, jnp.inf, dtype=dtype)
         return NewtonState(
             jnp.zeros((), jnp.int32),
