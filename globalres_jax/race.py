@@ -116,7 +116,7 @@ def pick_law(problem: RaceProblem, weights: Array) -> Array:
     nodes, measure = quadrature(weights.dtype)
     survive, fallen = _survival(problem, weights, nodes)
     scale = problem.num_drafts * measure * _power(fallen, problem.num_drafts - 1)
-    return problem.q * weights * _product(scale, survive)
+    return problem.q * weights * product(scale, survive)
 
 
 def curvature(problem: RaceProblem, weights: Array) -> Curvature:
@@ -129,7 +129,7 @@ def curvature(problem: RaceProblem, weights: Array) -> Curvature:
     nodes, measure = quadrature(weights.dtype)
     survive, fallen = _survival(problem, weights, nodes)
     scale = n * measure * _power(fallen, n - 1)
-    first, second = _product(jnp.stack([scale, scale * nodes]), survive)
+    first, second = product(jnp.stack([scale, scale * nodes]), survive)
     token_scale = problem.q * weights
     pick = token_scale * first
     # At n = 1 the power is phi ** -1 times zero.
@@ -143,7 +143,8 @@ def curvature(problem: RaceProblem, weights: Array) -> Curvature:
     )
 
 
-def _product(left: Array, right: Array) -> Array:
+def product(left: Array, right: Array) -> Array:
+    """Matrix product in full precision: a TPU's default is bfloat16."""
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -26,6 +26,7 @@ from globalres_jax.race import (
     curvature,
     dual_objective,
     pick_law,
+    product,
     race_weights,
 )
 from globalres_jax.summation import blockwise_sum
@@ -79,20 +80,14 @@ def newton_direction(
     tokens = curve.token_scale * root
     if survive.shape[1] <= survive.shape[0]:
         factors = nodes[:, None] * survive * tokens[None, :]
-        step = _solve_identity_minus(_product(factors.T, factors), gradient)
+        step = _solve_identity_minus(product(factors.T, factors), gradient)
     else:
-        gram = _product(survive * (tokens * tokens)[None, :], survive.T)
+        gram = product(survive * (tokens * tokens)[None, :], survive.T)
         gram = gram * nodes[:, None] * nodes[None, :]
-        inner = _solve_identity_minus(
-            gram, nodes * _product(survive, tokens * gradient)
-        )
-        step = gradient + tokens * _product(nodes * inner, survive)
+        inner = _solve_identity_minus(gram, nodes * product(survive, tokens * gradient))
+        step = gradient + tokens * product(nodes * inner, survive)
     # A factorisation that rounding broke leaves the diagonal step.
     return jnp.where(jnp.all(jnp.isfinite(step)), step, gradient) * root
-
-
-def _product(left: Array, right: Array) -> Array:
-    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def _solve_identity_minus(gram: Array, right: Array) -> Array:

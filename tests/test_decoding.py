@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mutants import ResidualFromTarget
 from scipy import stats
 
 import globalres_jax as gr
 from globalres_jax import decoding, models
-from globalres_jax.base import Decision, Model
+from globalres_jax.base import Model
 from globalres_jax.verifiers import GlobalResolution, RecursiveRejection, SingleDraft
 
 TEMPERATURE = 1.5
@@ -99,14 +100,6 @@ def test_mutant_one_key_for_draft_and_verification(pair, mutation):
     decoding._generate.clear_cache()
     with jax.debug_key_reuse(False):
         assert worst_chi_square_p_value(pair, config) < FIVE_SIGMA
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class ResidualFromTarget(GlobalResolution):
-    def resolve(self, plan, p, law, draft_tokens):
-        decision = super().resolve(plan, p, law, draft_tokens)
-        return Decision(decision.accept, (1 - decision.accept.sum()) * p)
 
 
 def test_mutant_residual_from_the_target(pair):

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import adversarial, distributions
+from mutants import ResidualFromTarget
 
 import globalres_jax as gr
-from globalres_jax.base import NO_TOKEN, Decision
+from globalres_jax.base import NO_TOKEN
 from globalres_jax.verifiers import GlobalResolution, RecursiveRejection, SingleDraft
 from globalres_jax.verifiers.rule import Rule
 
@@ -206,16 +207,6 @@ class SkipsDuplicates(RecursiveRejection):
             for j in range(draft_tokens.shape[0])
         ]
         return super().resolve(plan, p, law, jnp.stack(kept))
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class ResidualFromTarget(GlobalResolution):
-    """Mutant: rejected mass is drawn from p, not from what is left of it."""
-
-    def resolve(self, plan, p, law, draft_tokens):
-        decision = super().resolve(plan, p, law, draft_tokens)
-        return Decision(decision.accept, (1 - decision.accept.sum()) * p)
 
 
 @jax.tree_util.register_static
