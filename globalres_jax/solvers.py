@@ -10,15 +10,18 @@ and both only decide how much is accepted: any log-weights give a lossless rule.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import jaxopt
+from jaxopt import implicit_diff
 from jaxopt.base import IterativeSolver, OptStep
 
 from globalres_jax.base import Array
+from globalres_jax.batching import in_rows
 from globalres_jax.race import (
     LOG_WEIGHT_BOUND,
     Curvature,
@@ -28,6 +31,7 @@ from globalres_jax.race import (
     pick_law,
     product,
     race_weights,
+    rejection_rate,
 )
 from globalres_jax.summation import blockwise_sum
 
@@ -41,7 +45,16 @@ class RaceSolver(Protocol):
 
     tol: float
 
-    def run(self, init_params: Array, problem: RaceProblem) -> OptStep: ...
+    def run(self, init_params: Array, problem: RaceProblem) -> OptStep:
+        """Log-weights [V] from `init_params [V]`, and a state with `iter_num`."""
+
+    def refine(
+        self, start: Array, gap: Array, problem: RaceProblem
+    ) -> tuple[Array, Array]:
+        """The same from a start whose gap is known; also the iterations [].
+
+        Where the gap is small enough nothing is evaluated, and that is the rule.
+        """
 
 
 def acceptance_gap(problem: RaceProblem, pick: Array) -> Array:
@@ -49,8 +62,7 @@ def acceptance_gap(problem: RaceProblem, pick: Array) -> Array:
 
     The race rejects `sum (p - beta)_+`, the best rule rejects `Q(H*) - p(H*)`.
     """
-    rejected = blockwise_sum(jnp.maximum(problem.p - pick, 0)) + problem.missing
-    return rejected - problem.excess
+    return rejection_rate(problem.p, pick, problem.missing) - problem.excess
 
 
 def free_tokens(problem: RaceProblem, log_weights: Array, pick: Array) -> Array:
@@ -91,8 +103,13 @@ def newton_direction(
 
 
 def _solve_identity_minus(gram: Array, right: Array) -> Array:
+    """`(I - gram)^-1 right` by Cholesky; not finite where rounding broke it."""
     system = jnp.eye(gram.shape[0], dtype=gram.dtype) - gram
-    return jax.scipy.linalg.solve(system, right, assume_a="pos")
+    factor = jax.lax.linalg.cholesky(system, symmetrize_input=False)
+    half = functools.partial(jax.lax.linalg.triangular_solve, factor, lower=True)
+    return half(half(right[:, None], left_side=True), left_side=True, transpose_a=True)[
+        :, 0
+    ]
 
 
 class NewtonState(NamedTuple):
@@ -104,7 +121,6 @@ class NewtonState(NamedTuple):
       trial: [V] the point to evaluate next.
       residual: [] L1 norm of the free tokens' gradient at `params`.
       damping: [] Levenberg damping, relative to beta.
-      pick: [V] pick law at `params`.
       retry: [] bool, the last step was rejected and `trial` is `params` again.
     """
 
@@ -113,16 +129,7 @@ class NewtonState(NamedTuple):
     trial: Array
     residual: Array
     damping: Array
-    pick: Array
     retry: Array
-
-
-class Refinement(NamedTuple):
-    """Result of `ProjectedNewton.refine`: [V] weights and pick law, [] iterations."""
-
-    weights: Array
-    pick: Array
-    iter_num: Array
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -152,6 +159,10 @@ class ProjectedNewton(IterativeSolver):
     unroll: bool = False
     verbose: bool = False
 
+    @property
+    def _goal(self) -> float:
+        return 0.25 * self.tol
+
     def init_state(self, init_params: Array, problem: RaceProblem) -> NewtonState:
         """State in which nothing has been evaluated yet."""
         dtype = init_params.dtype
@@ -162,7 +173,6 @@ class ProjectedNewton(IterativeSolver):
             init_params,
             infinite,
             jnp.full_like(infinite, 1e-4),
-            jnp.zeros_like(init_params),
             jnp.zeros((), bool),
         )
 
@@ -182,16 +192,23 @@ class ProjectedNewton(IterativeSolver):
         # common scale of all weights is free, and an undamped step is all noise.
         relaxed = jnp.maximum(jnp.maximum(0.1 * state.damping, 0.03 * residual), 1e-6)
         damping = jnp.where(better, relaxed, state.damping)
-        step = newton_direction(problem, curve, free, damping)
-        step = jnp.clip(step, -self.max_step, self.max_step)
-        onward = jnp.clip(trial + step, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
+        error = jnp.where(better, acceptance_gap(problem, curve.pick), state.error)
+
+        def stepped():
+            step = newton_direction(problem, curve, free, damping)
+            step = jnp.clip(step, -self.max_step, self.max_step)
+            return jnp.clip(trial + step, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
+
+        # The step is most of the work, and the last one would not be taken.
+        onward = jax.lax.cond(
+            keep & (error > self._goal), stepped, lambda: jnp.where(keep, trial, params)
+        )
         next_state = NewtonState(
             state.iter_num + 1,
-            jnp.where(better, acceptance_gap(problem, curve.pick), state.error),
-            jnp.where(keep, onward, params),
+            error,
+            onward,
             jnp.where(better, residual, state.residual),
             jnp.where(keep, damping, 10 * damping),
-            jnp.where(better, curve.pick, state.pick),
             ~keep,
         )
         return OptStep(jnp.where(keep, trial, params), next_state)
@@ -203,15 +220,18 @@ class ProjectedNewton(IterativeSolver):
         return jnp.where(free, pick - problem.p, params - LOG_WEIGHT_BOUND)
 
     def refine(
-        self, start: Array, pick: Array, gap: Array, problem: RaceProblem
-    ) -> Refinement:
-        """Goes on from a start whose pick law and gap are known.
+        self, start: Array, gap: Array, problem: RaceProblem
+    ) -> tuple[Array, Array]:
+        """Goes on from a start whose gap is known, if that is not good enough."""
 
-        Where the start is good enough nothing is evaluated. Not differentiable.
-        """
-        state = self.init_state(start, problem)._replace(error=gap, pick=pick)
-        params, state = self._loop(start, state, problem)
-        return Refinement(race_weights(problem, params), state.pick, state.iter_num)
+        def solve(init_params: tuple[Array, Array], problem: RaceProblem):
+            start, gap = init_params
+            state = self.init_state(start, problem)._replace(error=gap)
+            return self._loop(start, state, problem)
+
+        root = implicit_diff.custom_root(self.optimality_fun, has_aux=True)
+        params, state = root(solve)((start, gap), problem)
+        return params, state.iter_num
 
     def _run(self, init_params: Array, problem: RaceProblem) -> OptStep:
         return self._loop(init_params, self.init_state(init_params, problem), problem)
@@ -219,16 +239,19 @@ class ProjectedNewton(IterativeSolver):
     def _loop(self, params: Array, state: NewtonState, problem: RaceProblem) -> OptStep:
         # jaxopt traces the first update apart from the loop; here state and update
         # have one type, so a single while_loop halves what is compiled.
-        def unfinished(carry):
-            _, state = carry
-            wanted = (state.error > 0.25 * self.tol) & (state.damping < 1e3)
-            return (state.iter_num < self.maxiter) & wanted
+        @in_rows
+        def loop(params, state, problem):
+            def unfinished(carry):
+                _, state = carry
+                wanted = (state.error > self._goal) & (state.damping < 1e3)
+                return (state.iter_num < self.maxiter) & wanted
 
-        def body(carry):
-            params, state = carry
-            return tuple(self.update(params, state, problem))
+            def body(carry):
+                return tuple(self.update(*carry, problem))
 
-        return OptStep(*jax.lax.while_loop(unfinished, body, (params, state)))
+            return jax.lax.while_loop(unfinished, body, (params, state))
+
+        return OptStep(*loop(params, state, problem))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,3 +281,15 @@ class BoxLBFGS:
             jnp.full_like(init_params, LOG_WEIGHT_BOUND),
         )
         return solver.run(init_params, bounds=bounds)
+
+    def refine(
+        self, start: Array, gap: Array, problem: RaceProblem
+    ) -> tuple[Array, Array]:
+        """Runs from `start [V]` if its gap is not good enough."""
+
+        def again():
+            params, state = self.run(start, problem)
+            return params, jnp.asarray(state.iter_num, jnp.int32)
+
+        unchanged = start, jnp.zeros((), jnp.int32)
+        return jax.lax.cond(gap > self.tol, again, lambda: unchanged)

@@ -26,8 +26,19 @@ from globalres_jax.pooling import (
     pool_tail,
     spread_over_neighbours,
 )
-from globalres_jax.race import LOG_WEIGHT_BOUND, RaceProblem, pick_law, race_weights
-from globalres_jax.solvers import LOG_WEIGHT_FLOOR, ProjectedNewton, RaceSolver
+from globalres_jax.race import (
+    LOG_WEIGHT_BOUND,
+    RaceProblem,
+    pick_law,
+    race_weights,
+    rejection_rate,
+)
+from globalres_jax.solvers import (
+    LOG_WEIGHT_FLOOR,
+    ProjectedNewton,
+    RaceSolver,
+    acceptance_gap,
+)
 from globalres_jax.subset_selection import optimal_prefix, ratio_order
 from globalres_jax.summation import blockwise_sum
 
@@ -96,10 +107,12 @@ def race_problem(
     missing = 1 - blockwise_sum(p)
     excess, members = optimal_prefix(p, q, num_drafts, missing, outside_q)
     problem = RaceProblem(p, q, num_drafts, excess, missing)
-    start = _start(problem, members)
-    if p.shape[0] >= START_FROM:
-        start = _pooled_start(problem, outside_q)
-    return problem, jax.lax.stop_gradient(start), order
+    fixed = jax.lax.stop_gradient(problem)
+    if p.shape[0] < START_FROM:
+        start = _start(fixed, members)
+    else:
+        start = _pooled_start(fixed, jax.lax.stop_gradient(outside_q))
+    return problem, start, order
 
 
 def _start(problem: RaceProblem, members: Array) -> Array:
@@ -163,7 +176,7 @@ def _solve(p: Array, law: IID, solver: RaceSolver) -> TransportPlan:
         )
     else:
         race = _race(p, q, num_drafts, jnp.zeros((), dtype), solver)
-    rejected = _rejected(p, race.pick)
+    rejected = rejection_rate(p, race.pick, 1 - blockwise_sum(p))
     gap = jnp.maximum(rejected - race.excess, 0)
     return TransportPlan(
         weights=race.weights,
@@ -176,15 +189,10 @@ def _solve(p: Array, law: IID, solver: RaceSolver) -> TransportPlan:
     )
 
 
-def _rejected(p: Array, pick: Array) -> Array:
-    """1 - sum_i min(beta_i, p_i), from small numbers."""
-    return blockwise_sum(jnp.maximum(p - pick, 0)) + (1 - blockwise_sum(p))
-
-
 def _race(
     p: Array, q: Array, num_drafts: Array, outside_q: Array, solver: RaceSolver
 ) -> _Race:
-    if p.shape[0] <= HEAVY_TOKENS + TAIL_POOLS or not hasattr(solver, "refine"):
+    if p.shape[0] <= HEAVY_TOKENS + TAIL_POOLS:
         return _direct(p, q, num_drafts, outside_q, solver)
     pools = pool_tail(p, q)
     pooled = _direct(pools.p, pools.q, num_drafts, outside_q, solver)
@@ -192,16 +200,17 @@ def _race(
     share = pooled.pick / jnp.where(pools.q > 0, pools.q, 1)
     pick = q * pools.expand(share)
     # Flat distributions have no negligible tail: go on with a weight for each token.
-    gap = _rejected(p, pick) - pooled.excess
     problem = RaceProblem(p, q, num_drafts, pooled.excess, 1 - blockwise_sum(p))
     start = jnp.log(jnp.maximum(weights, jnp.exp(LOG_WEIGHT_FLOOR)))
-    refined = solver.refine(start, pick, gap, problem)
-    again = refined.iter_num > 0
+    gap = acceptance_gap(problem, pick)
+    refined, iterations = solver.refine(jax.lax.stop_gradient(start), gap, problem)
+    again = iterations > 0
+    weights = jnp.where(again, race_weights(problem, refined), weights)
     return _Race(
-        jnp.where(again, refined.weights, weights),
-        jnp.where(again, refined.pick, pick),
+        weights,
+        jax.lax.cond(again, lambda: pick_law(problem, weights), lambda: pick),
         pooled.excess,
-        pooled.iterations + refined.iter_num,
+        pooled.iterations + iterations,
     )
 
 
