@@ -14,24 +14,37 @@ from globalres_jax import models, testing, verifiers
 from globalres_jax.base import Decision, Model
 from globalres_jax.config import SpeculativeConfig
 from globalres_jax.decoding import Generation, generate
-from globalres_jax.draft_laws import IID
+from globalres_jax.draft_laws import (
+    IID,
+    Deterministic,
+    Independent,
+    TopPlusSample,
+    WithoutReplacement,
+)
 from globalres_jax.metrics import Metrics
 from globalres_jax.solvers import BoxLBFGS, ProjectedNewton
-from globalres_jax.subset_selection import optimal_acceptance_rate
-from globalres_jax.transport import TransportPlan, solve_transport
+from globalres_jax.transport import (
+    TransportPlan,
+    optimal_acceptance_rate,
+    solve_transport,
+)
 from globalres_jax.tree import TokenTree, paths
 
 __all__ = [
     "IID",
     "BoxLBFGS",
     "Decision",
+    "Deterministic",
     "Generation",
+    "Independent",
     "Metrics",
     "Model",
     "ProjectedNewton",
     "SpeculativeConfig",
     "TokenTree",
+    "TopPlusSample",
     "TransportPlan",
+    "WithoutReplacement",
     "generate",
     "models",
     "optimal_acceptance_rate",

@@ -18,6 +18,7 @@ convex problem.
 
 from __future__ import annotations
 
+from functools import partial, singledispatch
 from typing import NamedTuple
 
 import jax
@@ -75,6 +76,22 @@ class Curvature(NamedTuple):
         """[S, V] the low-rank part of the Hessian."""
         return self.node_scale[:, None] * self.survive * self.token_scale[None, :]
 
+    def solve_scaled(self, root: Array, right: Array) -> Array:
+        """`(I - F^T F)^-1 right` for the factors F, their columns scaled by `root`.
+
+        One Cholesky factorisation of the smaller side: V by V as it stands, or S by S
+        by Woodbury, (I - F^T F)^-1 = I + F^T (I - F F^T)^-1 F.
+        """
+        nodes, survive = self.node_scale, self.survive
+        tokens = self.token_scale * root
+        if survive.shape[1] <= survive.shape[0]:
+            factors = nodes[:, None] * survive * tokens[None, :]
+            return solve_identity_minus(product(factors.T, factors), right)
+        gram = product(survive * (tokens * tokens)[None, :], survive.T)
+        gram = gram * nodes[:, None] * nodes[None, :]
+        inner = solve_identity_minus(gram, nodes * product(survive, tokens * right))
+        return right + tokens * product(nodes * inner, survive)
+
 
 def quadrature(dtype, coarse: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Nodes t [S], descending, and weights: `sum_s weights f(t) ~ int exp(-t) f(t) dt`.
@@ -120,6 +137,7 @@ def _survival(problem: RaceProblem, weights: Array, nodes: Array):
     return survive, blockwise_sum((1 - survive) * problem.q[None, :])
 
 
+@singledispatch
 def pick_law(problem: RaceProblem, weights: Array) -> Array:
     """Beta [V]: the probability that each token is picked, for `weights [V]`."""
     nodes, measure = quadrature(weights.dtype)
@@ -128,6 +146,7 @@ def pick_law(problem: RaceProblem, weights: Array) -> Array:
     return problem.q * weights * product(scale, survive)
 
 
+@singledispatch
 def curvature(problem: RaceProblem, weights: Array) -> Curvature:
     """Pick law and Hessian factors of the dual, for `weights [V]`.
 
@@ -153,6 +172,13 @@ def curvature(problem: RaceProblem, weights: Array) -> Curvature:
     )
 
 
+@singledispatch
+def optimal_excess(problem: RaceProblem, log_weights: Array) -> Array:
+    """Largest Q(H) - p(H) known, given log-weights near the optimum: []."""
+    del log_weights
+    return problem.excess
+
+
 def rejection_rate(p: Array, pick: Array, missing: Array) -> Array:
     """1 - sum_i min(beta_i, p_i) from small numbers: [].
 
@@ -169,6 +195,7 @@ def product(left: Array, right: Array) -> Array:
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
+@singledispatch
 def dual_objective(problem: RaceProblem, log_weights: Array) -> Array:
     """Phi(a) of the race dual; its gradient is `pick_law - p`."""
     nodes, measure = quadrature(log_weights.dtype)
@@ -179,3 +206,17 @@ def dual_objective(problem: RaceProblem, log_weights: Array) -> Array:
     survived = problem.num_drafts * jnp.log1p(-jnp.minimum(fallen, 1 - eps))
     integral = jnp.sum(measure / nodes * -jnp.expm1(survived))
     return integral - jnp.sum(jnp.where(problem.p > 0, problem.p * log_weights, 0))
+
+
+def solve_identity_minus(gram: Array, right: Array) -> Array:
+    """`(I - gram)^-1 right` by Cholesky; not finite where rounding broke it.
+
+    Args:
+      gram: [m, m] symmetric.
+      right: [m] or [m, k].
+    """
+    system = jnp.eye(gram.shape[0], dtype=gram.dtype) - gram
+    factor = jax.lax.linalg.cholesky(system, symmetrize_input=False)
+    half = partial(jax.lax.linalg.triangular_solve, factor, left_side=True, lower=True)
+    columns = right.reshape(right.shape[0], -1)
+    return half(half(columns), transpose_a=True).reshape(right.shape)

@@ -10,7 +10,6 @@ and both only decide how much is accepted: any log-weights give a lossless rule.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -28,8 +27,8 @@ from globalres_jax.race import (
     RaceProblem,
     curvature,
     dual_objective,
+    optimal_excess,
     pick_law,
-    product,
     race_weights,
     rejection_rate,
 )
@@ -57,12 +56,13 @@ class RaceSolver(Protocol):
         """
 
 
-def acceptance_gap(problem: RaceProblem, pick: Array) -> Array:
+def acceptance_gap(problem: RaceProblem, log_weights: Array, pick: Array) -> Array:
     """Optimal minus achieved acceptance rate, from two small sums: [].
 
     The race rejects `sum (p - beta)_+`, the best rule rejects `Q(H*) - p(H*)`.
     """
-    return rejection_rate(problem.p, pick, problem.missing) - problem.excess
+    rejected = rejection_rate(problem.p, pick, problem.missing)
+    return rejected - optimal_excess(problem, log_weights)
 
 
 def free_tokens(problem: RaceProblem, log_weights: Array, pick: Array) -> Array:
@@ -79,37 +79,16 @@ def newton_direction(
 ) -> Array:
     """Levenberg-damped Newton step on the free tokens: [V].
 
-    The Hessian is diagonal plus rank S, scaled here to I - F^T F. One Cholesky
-    factorisation of the smaller side: V by V as it stands, or S by S by Woodbury,
-    (I - F^T F)^-1 = I + F^T (I - F F^T)^-1 F.
+    The Hessian is diagonal plus low rank; its diagonal is scaled to 1.
     """
     # The exact diagonal is positive; rounding near the bound is not always.
     diagonal = jnp.maximum(curve.diagonal, 1e-3 * curve.pick)
     diagonal = diagonal + damping * curve.pick + _TINY
     root = jnp.where(free, jax.lax.rsqrt(diagonal), 0)
     gradient = jnp.where(free, problem.p - curve.pick, 0) * root
-    nodes, survive = curve.node_scale, curve.survive
-    tokens = curve.token_scale * root
-    if survive.shape[1] <= survive.shape[0]:
-        factors = nodes[:, None] * survive * tokens[None, :]
-        step = _solve_identity_minus(product(factors.T, factors), gradient)
-    else:
-        gram = product(survive * (tokens * tokens)[None, :], survive.T)
-        gram = gram * nodes[:, None] * nodes[None, :]
-        inner = _solve_identity_minus(gram, nodes * product(survive, tokens * gradient))
-        step = gradient + tokens * product(nodes * inner, survive)
+    step = curve.solve_scaled(root, gradient)
     # A factorisation that rounding broke leaves the diagonal step.
     return jnp.where(jnp.all(jnp.isfinite(step)), step, gradient) * root
-
-
-def _solve_identity_minus(gram: Array, right: Array) -> Array:
-    """`(I - gram)^-1 right` by Cholesky; not finite where rounding broke it."""
-    system = jnp.eye(gram.shape[0], dtype=gram.dtype) - gram
-    factor = jax.lax.linalg.cholesky(system, symmetrize_input=False)
-    half = functools.partial(jax.lax.linalg.triangular_solve, factor, lower=True)
-    return half(half(right[:, None], left_side=True), left_side=True, transpose_a=True)[
-        :, 0
-    ]
 
 
 class NewtonState(NamedTuple):
@@ -192,7 +171,9 @@ class ProjectedNewton(IterativeSolver):
         # common scale of all weights is free, and an undamped step is all noise.
         relaxed = jnp.maximum(jnp.maximum(0.1 * state.damping, 0.03 * residual), 1e-6)
         damping = jnp.where(better, relaxed, state.damping)
-        error = jnp.where(better, acceptance_gap(problem, curve.pick), state.error)
+        error = jnp.where(
+            better, acceptance_gap(problem, trial, curve.pick), state.error
+        )
 
         def stepped():
             step = newton_direction(problem, curve, free, damping)

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array
 from globalres_jax.checks import as_distribution, same_vocabulary
-from globalres_jax.draft_laws import IID
+from globalres_jax.draft_laws import IID, DraftLaw
+from globalres_jax.draft_laws.law import ratio_order
+from globalres_jax.law_race import LawProblem
 from globalres_jax.pooling import (
     HEAVY_TOKENS,
     START_FROM,
@@ -29,6 +31,7 @@ from globalres_jax.pooling import (
 from globalres_jax.race import (
     LOG_WEIGHT_BOUND,
     RaceProblem,
+    optimal_excess,
     pick_law,
     race_weights,
     rejection_rate,
@@ -39,7 +42,7 @@ from globalres_jax.solvers import (
     RaceSolver,
     acceptance_gap,
 )
-from globalres_jax.subset_selection import optimal_prefix, ratio_order
+from globalres_jax.subset_selection import best_prefix, optimal_prefix
 from globalres_jax.summation import blockwise_sum
 
 
@@ -67,7 +70,7 @@ class TransportPlan(NamedTuple):
 
 
 def solve_transport(
-    p: Array, law: IID, solver: RaceSolver | None = None
+    p: Array, law: DraftLaw, solver: RaceSolver | None = None
 ) -> TransportPlan:
     """Finds the optimal multi-draft verification rule for target `p`.
 
@@ -160,22 +163,20 @@ class _Race(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="solver")
-def _solve(p: Array, law: IID, solver: RaceSolver) -> TransportPlan:
-    dtype = jnp.promote_types(p.dtype, law.probs.dtype)
-    p, q = p.astype(dtype), law.probs.astype(dtype)
-    num_drafts = jnp.asarray(law.num_drafts, dtype)
-    if law.max_support is not None and law.max_support < p.shape[0]:
-        kept_q, tokens = jax.lax.top_k(q, law.max_support)
-        outside = jnp.ones(p.shape, bool).at[tokens].set(False)
-        outside_q = jnp.sum(jnp.where(outside, q, 0))
-        race = _race(p[tokens], kept_q, num_drafts, outside_q, solver)
+def _solve(p: Array, law: DraftLaw, solver: RaceSolver) -> TransportPlan:
+    dtype = jnp.promote_types(p.dtype, law.dtype)
+    p = p.astype(dtype)
+    tokens = law.support()
+    if tokens is None:
+        race = _race_of(law, p, jnp.ones(p.shape, bool), law, dtype, solver)
+    else:
+        inside = jnp.zeros(p.shape, bool).at[tokens].set(True)
+        race = _race_of(law, p[tokens], inside, law.restrict(tokens), dtype, solver)
         empty = jnp.zeros(p.shape, dtype)
         race = race._replace(
             weights=empty.at[tokens].set(race.weights),
             pick=empty.at[tokens].set(race.pick),
         )
-    else:
-        race = _race(p, q, num_drafts, jnp.zeros((), dtype), solver)
     rejected = rejection_rate(p, race.pick, 1 - blockwise_sum(p))
     gap = jnp.maximum(rejected - race.excess, 0)
     return TransportPlan(
@@ -186,6 +187,76 @@ def _solve(p: Array, law: IID, solver: RaceSolver) -> TransportPlan:
         gap=gap,
         converged=gap <= solver.tol,
         iterations=race.iterations,
+    )
+
+
+def _race_of(law, p, inside, restricted, dtype, solver: RaceSolver) -> _Race:
+    """The race on the tokens of `restricted`, the law without those not `inside`."""
+    if isinstance(law, IID):
+        outside_q = jnp.sum(jnp.where(inside, 0, law.probs)).astype(dtype)
+        num_drafts = jnp.asarray(law.num_drafts, dtype)
+        q = restricted.probs.astype(dtype)
+        return _race(p, q, num_drafts, outside_q, solver)
+    return _law_race(p, jax.tree.map(lambda x: _widened(x, dtype), restricted), solver)
+
+
+def _widened(leaf: Array, dtype) -> Array:
+    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _law_race(p: Array, law: DraftLaw, solver: RaceSolver) -> _Race:
+    """A race whose law is known by its moments."""
+    problem, start = law_problem(p, law)
+    log_weights, state = solver.run(start, problem)
+    weights = race_weights(problem, log_weights)
+    return _Race(
+        weights,
+        pick_law(problem, weights),
+        optimal_excess(problem, log_weights),
+        jnp.asarray(state.iter_num, jnp.int32),
+    )
+
+
+def law_problem(p: Array, law: DraftLaw) -> tuple[LawProblem, Array]:
+    """The race for `p [V]` and any law, and log-weights [V] to start from."""
+    missing = 1 - blockwise_sum(p)
+    order = law.subset_order(p)
+    excess, members = best_prefix(p[order], law.escape(order), missing)
+    members = jnp.zeros(p.shape, bool).at[order].set(members)
+    marginal = law.moments(jnp.ones((1, p.shape[0]), p.dtype)).mean[0]
+    problem = LawProblem(p, marginal / law.num_drafts, law, excess, missing)
+    start = _start(problem, members)
+    return problem, jax.lax.stop_gradient(start)
+
+
+def optimal_acceptance_rate(p: Array, law: DraftLaw) -> Array:
+    """Largest acceptance rate of any lossless rule: min over H of p(H) + 1 - Q(H).
+
+    One sort for most laws; for two or more different drafters the transport problem
+    is solved, and this is its upper bound.
+
+    Args:
+      p: [V] target distribution.
+      law: draft law over the same V tokens.
+
+    Returns:
+      [] acceptance rate in [0, 1]. Differentiable: the gradient is the envelope
+      theorem's.
+
+    Raises:
+      ValueError: `p` is no distribution or the vocabularies differ.
+    """
+    p = as_distribution("p", p, allow_deficit=True)
+    same_vocabulary(p, law)
+    if law.prefix_is_optimal:
+        order = law.subset_order(p)
+    else:
+        order = jnp.argsort(jax.lax.stop_gradient(solve_transport(p, law)).weights)
+    prefix = best_prefix(p[order], law.escape(order), 1 - blockwise_sum(p)).members
+    members = jnp.zeros(p.shape, bool).at[order].set(prefix)
+    members = jax.lax.stop_gradient(members)
+    return jnp.minimum(
+        jnp.sum(jnp.where(members, p, 0)) + 1 - law.containment(members), 1
     )
 
 
@@ -202,7 +273,7 @@ def _race(
     # Flat distributions have no negligible tail: go on with a weight for each token.
     problem = RaceProblem(p, q, num_drafts, pooled.excess, 1 - blockwise_sum(p))
     start = jnp.log(jnp.maximum(weights, jnp.exp(LOG_WEIGHT_FLOOR)))
-    gap = acceptance_gap(problem, pick)
+    gap = acceptance_gap(problem, start, pick)
     refined, iterations = solver.refine(jax.lax.stop_gradient(start), gap, problem)
     again = iterations > 0
     weights = jnp.where(again, race_weights(problem, refined), weights)

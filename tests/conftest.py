@@ -54,3 +54,21 @@ def adversarial(vocab_size: int):
         "tiny q": (skewed, tiny),
         "reversed": (skewed, skewed[::-1].copy()),
     }
+
+
+def draft_laws(q: np.ndarray, n: int, seed: int = 0):
+    """Every law of n drafts that q allows, by name."""
+    import globalres_jax as gr
+
+    rng = np.random.default_rng(seed)
+    vocab_size = len(q)
+    others = rng.dirichlet(np.full(vocab_size, 0.7), n - 1).reshape(n - 1, vocab_size)
+    laws = {
+        "iid": gr.IID(q, n),
+        "independent": gr.Independent(np.concatenate([q[None], others])),
+        "deterministic": gr.Deterministic(rng.permutation(vocab_size)[:n], vocab_size),
+    }
+    if (q > 0).sum() >= n:
+        laws["without replacement"] = gr.WithoutReplacement(q, n)
+        laws["top plus sample"] = gr.TopPlusSample(q, n)
+    return laws

@@ -2,9 +2,131 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import distributions
+from conftest import adversarial, distributions, draft_laws
 
 import globalres_jax as gr
+
+LAWS = ["iid", "independent", "deterministic", "without replacement", "top plus sample"]
+
+
+_laplace = jax.jit(lambda law, u: law.laplace(u))
+_moments = jax.jit(lambda law, survive: law.moments(survive))
+_escape = jax.jit(lambda law, order: law.escape(order))
+_containment = jax.jit(lambda law, members: law.containment(members))
+
+
+def enumerated(law):
+    """Tuples [N, n] and their probabilities [N]."""
+    drafts = gr.testing.draft_tuples(law)
+    return np.asarray(drafts), np.asarray(jax.vmap(law.draft_probability)(drafts))
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_tuples_follow_the_law(name):
+    """20,000 draws; every tuple within five standard errors of its probability."""
+    q = np.array([0.05, 0.4, 0.0, 0.25, 0.3])
+    law = draft_laws(q, 3)[name]
+    drafts, chance = enumerated(law)
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    sampled = np.asarray(jax.vmap(law.sample)(keys))
+    assert sampled.dtype == np.int32 and sampled.shape == (20_000, 3)
+    seen = np.bincount(sampled @ [25, 5, 1], minlength=125) / 20_000
+    bound = 5 * np.sqrt(chance * (1 - chance) / 20_000) + 1e-5
+    assert np.all(np.abs(seen - chance)[drafts @ [25, 5, 1]] <= bound)
+
+
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_functionals_are_the_enumerated_ones(name, n, float64):
+    """Laplace functional, its gradient, containment, escape of all prefixes."""
+    rng = np.random.default_rng(n)
+    pairs = [q for _, q in distributions(5, seed=n, count=2)]
+    pairs += [q for _, q in adversarial(5).values()]
+    for q in pairs:
+        laws = draft_laws(q, n)
+        if name not in laws:
+            continue
+        law = laws[name]
+        drafts, chance = enumerated(law)
+        assert chance.sum() == pytest.approx(1, abs=1e-12)
+        u = rng.exponential(size=5)
+        weighted = chance * np.exp(-u[drafts].sum(1))
+        assert float(_laplace(law, u)) == pytest.approx(weighted.sum())
+        counts = (drafts[:, :, None] == np.arange(5)).sum(1)
+        moments = _moments(law, np.exp(-u)[None])
+        np.testing.assert_allclose(moments.mean[0], weighted @ counts, atol=1e-9)
+        order = rng.permutation(5)
+        for size, escape in enumerate(np.asarray(_escape(law, order))):
+            inside = chance[np.isin(drafts, order[:size]).all(1)].sum()
+            assert escape == pytest.approx(1 - inside, abs=1e-9), (q, order, size)
+            members = jnp.zeros(5, bool).at[order[:size]].set(True)
+            assert float(_containment(law, members)) == pytest.approx(inside, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_second_moments_are_the_enumerated_ones(name, float64):
+    _, q = next(distributions(5, seed=4, count=1))
+    law = draft_laws(np.asarray(q) * 0.9 + 0.02, 2)[name]
+    drafts, chance = enumerated(law)
+    u = np.random.default_rng(0).exponential(size=5)
+    weighted = chance * np.exp(-u[drafts].sum(1))
+    counts = (drafts[:, :, None] == np.arange(5)).sum(1)
+    exact = np.einsum("k,ki,kj->ij", weighted, counts, counts)
+    assert law.exact_moments
+    moments = law.moments(jnp.exp(-jnp.asarray(u))[None])
+    plus, minus = moments.plus[:, 0], moments.minus[:, 0]
+    ours = jnp.diag(moments.diagonal[0]) + plus.T @ plus - minus.T @ minus
+    np.testing.assert_allclose(ours, exact, atol=1e-12)
+
+
+def test_equal_drafters_are_iid_and_one_draft_is_one_draft(float64):
+    _, q = next(distributions(6, seed=8, count=1))
+    u = jnp.linspace(0, 2, 6)
+    same = gr.Independent(np.stack([q, q, q]))
+    assert float(same.laplace(u)) == pytest.approx(float(gr.IID(q, 3).laplace(u)))
+    for law in (gr.WithoutReplacement(q, 1), gr.TopPlusSample(q, 1)):
+        assert float(law.laplace(u)) == pytest.approx(float(gr.IID(q, 1).laplace(u)))
+
+
+def test_a_support_too_small_under_jit_drafts_what_there_is(float64):
+    """Nobody can count there: the lacking drafts are NO_TOKEN, and nothing is lossy."""
+    p, q = jnp.array([0.3, 0.3, 0.4]), jnp.array([0.6, 0.4, 0.0])
+    for make, expected in (
+        (gr.WithoutReplacement, {(0, 1, -1), (1, 0, -1)}),
+        (gr.TopPlusSample, {(0, 1, -1)}),
+    ):
+
+        @jax.jit
+        def outcomes(p, q, key, make=make):
+            law = make(q, 3)
+            drafts = law.sample(key)
+            return drafts, gr.verifiers.GlobalResolution().decide(p, law, drafts)
+
+        drafts, decision = outcomes(p, q, jax.random.key(0))
+        assert tuple(np.asarray(drafts).tolist()) in expected
+        # Whatever the order, the same set is drafted: the emitted law must be p.
+        emitted = decision.residual.at[drafts].add(decision.accept)
+        np.testing.assert_allclose(emitted, p, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda q: gr.WithoutReplacement(q, 3), "num_drafts: 3 different drafts, but"),
+        (lambda q: gr.TopPlusSample(q, 3), "num_drafts: 3 different drafts, but only"),
+        (lambda q: gr.WithoutReplacement(q, 0), "num_drafts: must be at least 1"),
+        (lambda q: gr.WithoutReplacement(q, 1, 1), "max_support: 2 tokens of probs"),
+        (lambda q: gr.Independent(q), "probs: expected a non-empty array of 2"),
+        (lambda q: gr.Independent(q[None], 1), "max_support: 2 tokens of a row"),
+        (lambda q: gr.Deterministic(q, 3), "tokens: expected integers"),
+        (lambda q: gr.Deterministic([1, 1], 3), "tokens: must be different"),
+        (lambda q: gr.Deterministic([1, 3], 3), r"tokens: must lie in \[0, 3\)"),
+        (lambda q: gr.Deterministic([[1]], 3), r"tokens: expected shape \[n\]"),
+    ],
+)
+def test_laws_that_cannot_be_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(np.array([0.5, 0.5, 0.0]))
 
 
 def test_samples_follow_the_law():

@@ -227,7 +227,7 @@ def test_mutants_are_caught(mutant, float64):
 
 def test_wrong_law_and_wrong_shapes_raise():
     p = jnp.array([0.5, 0.5])
-    with pytest.raises(TypeError, match="law: GlobalResolution serves IID, got str"):
+    with pytest.raises(TypeError, match="law: GlobalResolution serves any draft law"):
         GlobalResolution().decide(p, "IID", jnp.array([0]))
     with pytest.raises(ValueError, match="SingleDraft verifies 1 draft, got 2"):
         SingleDraft().decide(p, gr.IID(p, 2), jnp.array([0, 1]))

@@ -14,10 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from globalres_jax.base import Array
-from globalres_jax.draft_laws import IID
+from globalres_jax.draft_laws import BY_NAME as LAWS
+from globalres_jax.draft_laws import IID, WithoutReplacement
 from globalres_jax.probabilities import probabilities
-from globalres_jax.subset_selection import optimal_acceptance_rate
-from globalres_jax.verifiers import BY_NAME, SingleDraft
+from globalres_jax.transport import optimal_acceptance_rate
+from globalres_jax.verifiers import BY_NAME, GlobalResolution, SingleDraft
+
+#: Draws a position for rules whose acceptance rate has no closed form.
+SAMPLES = 256
+#: Largest support for which drafts without replacement, three and more, are solved.
+CLOCKS_SUPPORT = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temp", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, help="filter target and draft alike")
     parser.add_argument("--top-p", type=float)
+    parser.add_argument(
+        "--law",
+        choices=[*LAWS, "all"],
+        default="iid",
+        help="how the drafts are drawn; `all` compares, and adds the best per position",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object only")
 
 
@@ -41,28 +53,40 @@ def run(args: argparse.Namespace) -> None:
         probabilities(x, args.temp, args.top_k, args.top_p) for x in (target, draft)
     )
     support = 1 if args.temp == 0 else args.top_k
-    rates = acceptance_rates(p, q, args.num_drafts, support)
-    optimum = rates.pop("optimum")
+    laws = list(LAWS) if args.law == "all" else [args.law]
+    measured, adaptive = compare_laws(p, q, args.num_drafts, support, laws)
+    described = {
+        "rows": len(p),
+        "vocab_size": p.shape[1],
+        "num_drafts": args.num_drafts,
+        **measured[laws[0]],
+    }
+    if args.law == "all":
+        described |= {"laws": measured, "best_law_per_position": adaptive}
     if args.json:
-        described = {
-            "rows": len(p),
-            "vocab_size": p.shape[1],
-            "num_drafts": args.num_drafts,
-            "optimum": optimum,
-            "rules": {name: {"acceptance_rate": r} for name, r in rates.items()},
-        }
         print(json.dumps(described))
         return
-    table = Table(
-        title=f"{len(p)} positions, {p.shape[1]} tokens, {args.num_drafts} drafts"
-    )
+    console = Console(highlight=False)
+    title = f"{len(p)} positions, {p.shape[1]} tokens, {args.num_drafts} drafts"
+    for name, found in measured.items():
+        console.print(_table(f"{title}, {name}", found))
+    if args.law == "all":
+        console.print(f"Best law per position: {adaptive:.4f}")
+
+
+def _table(title: str, found: dict) -> Table:
+    table = Table(title=title)
     table.add_column("rule")
     table.add_column("acceptance rate", justify="right")
     table.add_column("below optimum (points)", justify="right")
+    optimum = found["optimum"]
     table.add_row("optimum", f"{optimum:.4f}", "")
-    for name, rate in rates.items():
-        table.add_row(name, f"{rate:.4f}", f"{100 * (optimum - rate):.2f}")
-    Console(highlight=False).print(table)
+    for name, rule in found["rules"].items():
+        rate, error = rule["acceptance_rate"], rule.get("standard_error")
+        spread = "" if error is None else f" ± {error:.4f}"
+        below = f"{100 * (optimum - rate):.2f}"
+        table.add_row(name, f"{rate:.4f}{spread}", below)
+    return table
 
 
 def load_logits(path: Path) -> tuple[Array, Array]:
@@ -102,24 +126,101 @@ def load_logits(path: Path) -> tuple[Array, Array]:
     return jnp.asarray(target, jnp.float32), jnp.asarray(draft, jnp.float32)
 
 
-def acceptance_rates(
-    p: Array, q: Array, num_drafts: int, max_support: int | None = None
-) -> dict[str, float]:
-    """Mean over rows of the optimum and of every implemented rule.
+def compare_laws(
+    p: Array, q: Array, num_drafts: int, max_support: int | None, laws: list[str]
+) -> tuple[dict, float]:
+    """Optimum and rules of every law, and what the best law per position reaches.
 
     Args:
       p: [rows, V] target distributions.
       q: [rows, V] draft distributions.
       num_drafts: n; the single-draft rule always has one.
       max_support: most tokens of a row of `q` above zero, if known.
+      laws: names of draft laws. A position where fewer than n tokens can be drafted
+        counts with the drafts there are.
+
+    Returns:
+      For each law a dict of `optimum` and `rules`; the mean over positions of the
+      largest optimum.
     """
+    measured = {}
+    optima, best = mean_optima(p, q, num_drafts, laws)
+    for name in laws:
+        rules = {}
+        for rule_name, rule in BY_NAME.items():
+            found = _rule_rates(rule(), LAWS[name], p, q, num_drafts, max_support)
+            if found is not None:
+                rules[rule_name] = found
+        measured[name] = {"optimum": optima[name], "rules": rules}
+    return measured, best
 
-    def mean(rate, n: int) -> float:
-        rows = jax.lax.map(lambda pq: rate(pq[0], IID(pq[1], n, max_support)), (p, q))
-        return float(jnp.mean(rows))
 
-    rates = {"optimum": mean(optimal_acceptance_rate, num_drafts)}
-    for name, rule in BY_NAME.items():
-        n = 1 if rule is SingleDraft else num_drafts
-        rates[name] = mean(rule().acceptance_rate, n)
-    return rates
+def mean_optima(
+    p: Array, q: Array, num_drafts: int, laws: list[str]
+) -> tuple[dict[str, float], float]:
+    """Mean optimum of each law, and of the best law at each position.
+
+    The optimum costs one sort, so that a decoder could choose the law by it.
+    """
+    rows = {
+        name: _rows(optimal_acceptance_rate, LAWS[name], p, q, num_drafts)
+        for name in laws
+    }
+    best = np.max(list(rows.values()), axis=0)
+    return {name: float(np.mean(r)) for name, r in rows.items()}, float(np.mean(best))
+
+
+def _rows(rate, make_law, p: Array, q: Array, *options) -> np.ndarray:
+    """[rows] of `rate(p, law)`, one row after another."""
+
+    def one(row):
+        return rate(row[0], make_law(row[1], *options))
+
+    return np.asarray(jax.jit(lambda rows: jax.lax.map(one, rows))((p, q)))
+
+
+def _rule_rates(rule, make_law, p, q, num_drafts, max_support) -> dict | None:
+    """Mean acceptance of a rule, in closed form or sampled; None if not served."""
+    if isinstance(rule, SingleDraft):
+        if make_law is not IID:
+            return None
+        num_drafts = 1
+    support = max_support or q.shape[1]
+    try:
+        rule.check(make_law(jnp.full(support, 1 / support), num_drafts))
+    except (TypeError, ValueError):
+        return None
+    by_clocks = make_law is WithoutReplacement and num_drafts > 2
+    if isinstance(rule, GlobalResolution) and by_clocks and support > CLOCKS_SUPPORT:
+        return None
+    options = (num_drafts, max_support)
+    try:
+        rates = _rows(rule.acceptance_rate, make_law, p, q, *options)
+        return {"acceptance_rate": float(rates.mean())}
+    except TypeError:
+        return _sampled_rates(rule, make_law, p, q, options)
+
+
+def _sampled_rates(rule, make_law, p, q, options) -> dict:
+    """Mean and standard error over `SAMPLES` draws at each position."""
+    keys = jax.random.split(jax.random.key(0), len(p))
+
+    def one(row):
+        p, q, key = row
+        law = make_law(q, *options)
+        plan = rule.prepare(p, law)
+
+        def accepted(key):
+            drafts = law.sample(key)
+            decision = rule.resolve(plan, p, law, drafts)
+            # Distinct drafts that the residual emits count as accepted, too.
+            return jnp.sum(decision.accept) + jnp.sum(
+                jnp.where(drafts >= 0, decision.residual[drafts], 0)
+            )
+
+        rates = jax.lax.map(accepted, jax.random.split(key, SAMPLES))
+        return jnp.mean(rates), jnp.var(rates) / SAMPLES
+
+    mean, variance = jax.jit(lambda rows: jax.lax.map(one, rows))((p, q, keys))
+    error = jnp.sqrt(jnp.mean(variance) / len(p))
+    return {"acceptance_rate": float(mean.mean()), "standard_error": float(error)}

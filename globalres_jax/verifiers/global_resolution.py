@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
-from globalres_jax.draft_laws import IID
+from globalres_jax.draft_laws import DraftLaw
 from globalres_jax.probabilities import normalized_residual
 from globalres_jax.solvers import ProjectedNewton, RaceSolver
 from globalres_jax.transport import TransportPlan, solve_transport
-from globalres_jax.verifiers.rule import Rule
-from globalres_jax.verifiers.single_draft import accept_probability
+from globalres_jax.verifiers.rule import Rule, accept_probability
 
 
 @jax.tree_util.register_static
@@ -34,14 +33,14 @@ class GlobalResolution(Rule):
 
     solver: RaceSolver = ProjectedNewton()
 
-    serves = (IID,)
+    serves = (DraftLaw,)
 
-    def prepare(self, p: Array, law: IID) -> TransportPlan:
+    def prepare(self, p: Array, law: DraftLaw) -> TransportPlan:
         """Solves the transport problem."""
         return solve_transport(p, law, self.solver)
 
     def resolve(
-        self, plan: TransportPlan, p: Array, law: IID, draft_tokens: Array
+        self, plan: TransportPlan, p: Array, law: DraftLaw, draft_tokens: Array
     ) -> Decision:
         """Decision from the plan's weights and pick law."""
         weights = jnp.where(draft_tokens >= 0, plan.weights[draft_tokens], 0)
@@ -51,6 +50,6 @@ class GlobalResolution(Rule):
         residual = normalized_residual(jnp.maximum(p - plan.pick, 0), p)
         return Decision(accept, (1 - jnp.sum(accept)) * residual)
 
-    def acceptance_rate(self, p: Array, law: IID) -> Array:
+    def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """sum_i min(beta_i, p_i): []."""
         return self.prepare(p, law).acceptance_rate

@@ -8,6 +8,38 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.checks import as_distribution, same_vocabulary
+from globalres_jax.draft_laws import DraftLaw, Independent
+
+
+def accept_probability(p: Array, q: Array) -> Array:
+    """min(1, p / q), and 0 where a token cannot have been drafted."""
+    return jnp.where(q > 0, jnp.minimum(1, p / jnp.where(q > 0, q, 1)), 0)
+
+
+def accept_in_turn(chance: Array) -> Array:
+    """[n] probability that a slot is the first accepted, from `chance [n]` of each."""
+    before = jnp.cumprod(1 - chance)
+    return chance * jnp.concatenate([jnp.ones(1, chance.dtype), before[:-1]])
+
+
+def take_drafted(emitted: Array, draft_tokens: Array) -> tuple[Array, Array]:
+    """Splits `emitted [V]` into what was drafted [n] and the rest [V].
+
+    A token drafted twice is counted at its first slot.
+    """
+    slots = jnp.arange(draft_tokens.shape[0])
+    same = draft_tokens[:, None] == draft_tokens[None]
+    repeated = jnp.any(same & (slots[None] < slots[:, None]), axis=1)
+    counts = (draft_tokens >= 0) & ~repeated
+    # A negative index would count from the end.
+    place = jnp.where(draft_tokens >= 0, draft_tokens, emitted.shape[0])
+    rest = emitted.at[place].set(0, mode="drop")
+    return jnp.where(counts, emitted[draft_tokens], 0), rest
+
+
+def first_law(law: DraftLaw) -> Array:
+    """[V] law of the first draft."""
+    return law.probs[0] if isinstance(law, Independent) else law.probs
 
 
 class Rule:
@@ -25,6 +57,7 @@ class Rule:
         """Raises TypeError if the rule does not serve this draft law."""
         if not isinstance(law, self.serves):
             names = ", ".join(served.__name__ for served in self.serves)
+            names = "any draft law" if DraftLaw in self.serves else names
             raise TypeError(
                 f"law: {type(self).__name__} serves {names}, got {type(law).__name__}"
             )

@@ -9,14 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array, Decision
-from globalres_jax.draft_laws import IID
+from globalres_jax.draft_laws import IID, DraftLaw, Independent, WithoutReplacement
 from globalres_jax.probabilities import normalized_residual
-from globalres_jax.verifiers.rule import Rule
-
-
-def accept_probability(p: Array, q: Array) -> Array:
-    """min(1, p / q), and 0 where a token cannot have been drafted."""
-    return jnp.where(q > 0, jnp.minimum(1, p / jnp.where(q > 0, q, 1)), 0)
+from globalres_jax.verifiers.rule import Rule, accept_probability, first_law
 
 
 @jax.tree_util.register_static
@@ -27,9 +22,9 @@ class SingleDraft(Rule):
     Optimal for one draft: it accepts with probability sum_i min(p_i, q_i).
     """
 
-    serves = (IID,)
+    serves = (IID, Independent, WithoutReplacement)
 
-    def check(self, law: IID) -> None:
+    def check(self, law: DraftLaw) -> None:
         """Raises TypeError for another law, ValueError for more than one draft."""
         super().check(law)
         if isinstance(law.num_drafts, int | np.integer) and law.num_drafts != 1:
@@ -37,14 +32,16 @@ class SingleDraft(Rule):
                 f"num_drafts: SingleDraft verifies 1 draft, got {law.num_drafts}"
             )
 
-    def resolve(self, plan: tuple, p: Array, law: IID, draft_tokens: Array) -> Decision:
+    def resolve(
+        self, plan: tuple, p: Array, law: DraftLaw, draft_tokens: Array
+    ) -> Decision:
         """Decision for the one slot in use."""
-        q = law.probs
+        q = first_law(law)
         ratio = accept_probability(p[draft_tokens], q[draft_tokens])
         accept = jnp.where(draft_tokens >= 0, ratio, 0)
         residual = normalized_residual(jnp.maximum(p - q, 0), p)
         return Decision(accept, (1 - jnp.sum(accept)) * residual)
 
-    def acceptance_rate(self, p: Array, law: IID) -> Array:
+    def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """sum_i min(p_i, q_i): []."""
-        return jnp.sum(jnp.minimum(p, law.probs))
+        return jnp.sum(jnp.minimum(p, first_law(law)))

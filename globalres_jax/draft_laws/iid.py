@@ -1,8 +1,4 @@
-"""Draft laws: the joint law of the tokens drafted at one position.
-
-A law can be sampled, and answers the two questions that the optimum depends on: the
-probability that all drafts lie in a set, and the Laplace functional of their multiset.
-"""
+"""Independent draws from one distribution."""
 
 from __future__ import annotations
 
@@ -12,12 +8,22 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.checks import as_distribution, is_concrete
+from globalres_jax.draft_laws.law import (
+    DraftLaw,
+    Moments,
+    mass_beyond,
+    no_factors,
+    ratio_order,
+    root_scale,
+    transform,
+)
 from globalres_jax.summation import blockwise_sum
 
 
-@jax.tree_util.register_pytree_node_class
-class IID:
+class IID(DraftLaw):
     """`num_drafts` independent draws from `probs`.
+
+    L(u) = phi(u)^n with phi(u) = sum_i q_i exp(-u_i); Q(H) = q(H)^n.
 
     Attributes:
       probs: [V] the draft model's distribution q; rounding in its sum is removed.
@@ -53,11 +59,6 @@ class IID:
         self.num_drafts = num_drafts
         self.max_support = max_support
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens V."""
-        return self.probs.shape[-1]
-
     def sample(self, key: Array) -> Array:
         """Draws the drafts: [num_drafts] int32. Needs `num_drafts` to be an int."""
         if not isinstance(self.num_drafts, int | np.integer):
@@ -74,9 +75,23 @@ class IID:
         inside = jnp.sum(jnp.where(members, self.probs, 0))
         return inside**self.num_drafts
 
-    def laplace(self, u: Array) -> Array:
-        """L(u) = E exp(-sum_j u[X_j]) for `u [V] >= 0`."""
-        return jnp.sum(self.probs * jnp.exp(-u)) ** self.num_drafts
+    def moments(self, survive: Array) -> Moments:
+        """Counts of n multinomial trials with chances q e / phi."""
+        n = self.num_drafts
+        phi = transform(self.probs[None], survive)
+        value = phi**n
+        chance = self.probs[None] * survive * jnp.square(root_scale(phi))[:, None]
+        mean = n * value[:, None] * chance
+        plus = jnp.sqrt(n * (n - 1) * value)[:, None] * chance
+        return Moments(value, mean, mean, plus[None], no_factors(survive))
+
+    def subset_order(self, p: Array) -> Array:
+        """By q/p descending."""
+        return ratio_order(p, self.probs)
+
+    def escape(self, order: Array) -> Array:
+        """[V + 1] 1 - q(H)^n for the prefixes H."""
+        return escape_of(mass_beyond(self.probs[order]), self.num_drafts)
 
     def draft_probability(self, draft_tokens: Array) -> Array:
         """Probability of drawing exactly `draft_tokens [n]`, in this order."""
@@ -97,8 +112,8 @@ class IID:
         law.num_drafts = children[1] if num_drafts is None else num_drafts
         return law
 
-    def __repr__(self) -> str:
-        return (
-            f"IID(probs={self.probs!r}, num_drafts={self.num_drafts!r}, "
-            f"max_support={self.max_support!r})"
-        )
+
+def escape_of(left: Array, num_drafts: int | Array) -> Array:
+    """1 - (1 - left)^n, exact for small `left`."""
+    inside = jnp.log1p(-jnp.minimum(left, 1 - jnp.finfo(left.dtype).eps))
+    return -jnp.expm1(num_drafts * inside)

@@ -1,0 +1,103 @@
+"""The likeliest tokens and one sample off them (Hu et al., arXiv 2502.18779)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from globalres_jax.base import NO_TOKEN, Array
+from globalres_jax.checks import as_distribution
+from globalres_jax.draft_laws.law import (
+    DraftLaw,
+    Moments,
+    check_num_drafts,
+    check_support,
+    keep_heaviest,
+    mass_beyond,
+    root_scale,
+    transform,
+)
+from globalres_jax.summation import blockwise_sum
+
+
+class TopPlusSample(DraftLaw):
+    """The n - 1 likeliest tokens of `probs`, then one draw from the others.
+
+    With D those tokens and r = q off D, normalised: L(u) = exp(-sum_D u) phi_r(u) and
+    Q(H) = r(H) if H holds D, else 0. (Two drafts: SpecHub's pairs, arXiv 2411.05289,
+    up to their order.)
+
+    Attributes:
+      probs: [V] the draft model's distribution q.
+      num_drafts: n.
+      max_support: at most this many tokens have probability above zero.
+
+    Raises:
+      ValueError: `probs` is no distribution, `num_drafts < 1`, or fewer than
+        `num_drafts` tokens have probability above zero. Where `probs` is traced the
+        draft that is lacking is `NO_TOKEN`, and all rules stay lossless.
+    """
+
+    def __init__(self, probs: Array, num_drafts: int, max_support: int | None = None):
+        self.num_drafts = check_num_drafts(num_drafts)
+        probs = as_distribution("probs", probs)
+        check_support(probs, self.num_drafts, max_support)
+        self.probs = keep_heaviest(probs, max_support)
+        self.max_support = max_support
+
+    @property
+    def top(self) -> Array:
+        """[n - 1] the fixed drafts, likeliest first (ties: lowest id first)."""
+        return jax.lax.top_k(self.probs, self.num_drafts - 1)[1]
+
+    @property
+    def fixed(self) -> Array:
+        """[V] bool, the tokens of D."""
+        return jnp.zeros(self.vocab_size, bool).at[self.top].set(True)
+
+    @property
+    def proposal(self) -> Array:
+        """R [V], the law of the last draft; zero where nothing is left to draw."""
+        left = jnp.where(self.fixed, 0, self.probs)
+        total = blockwise_sum(left)
+        return left / jnp.where(total > 0, total, 1)
+
+    def sample(self, key: Array) -> Array:
+        """[n] int32: the fixed drafts, and the sampled one last."""
+        proposal = self.proposal
+        last = jax.random.categorical(key, jnp.log(proposal))
+        last = jnp.where(proposal[last] > 0, last, NO_TOKEN)
+        return jnp.append(self.top, last).astype(jnp.int32)
+
+    def draft_probability(self, draft_tokens: Array) -> Array:
+        """Probability of drawing exactly `draft_tokens [n]`, in this order: []."""
+        as_fixed = jnp.all(draft_tokens[:-1] == self.top)
+        return jnp.where(as_fixed, self.proposal[draft_tokens[-1]], 0)
+
+    def containment(self, members: Array) -> Array:
+        """R(H) if H (`members [V]` bool) holds D, else 0."""
+        inside = jnp.sum(jnp.where(members, self.proposal, 0))
+        return jnp.where(jnp.all(members[self.top]), inside, 0)
+
+    def moments(self, survive: Array) -> Moments:
+        """One random count: covariance diag(pi) - pi pi^T, pi = r e / phi_r."""
+        proposal = self.proposal
+        held = jnp.prod(survive[:, self.top], axis=1)
+        value = held * transform(proposal[None], survive)
+        drawn = held[:, None] * proposal[None] * survive
+        mean = value[:, None] * self.fixed[None] + drawn
+        scale = root_scale(value)[:, None]
+        return Moments(value, mean, drawn, (mean * scale)[None], (drawn * scale)[None])
+
+    def subset_order(self, p: Array) -> Array:
+        """D first, then the others by r/p descending."""
+        proposal = self.proposal
+        ratio = jnp.where(p > 0, proposal / jnp.where(p > 0, p, 1), jnp.inf)
+        ratio = jnp.where((p == 0) & (proposal == 0), 0, ratio)
+        return jnp.lexsort((-ratio, ~self.fixed))
+
+    def escape(self, order: Array) -> Array:
+        """[V + 1] 1 before D is held, then the mass of r left out."""
+        held = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(self.fixed[order])])
+        beyond = mass_beyond(self.proposal[order])
+        return jnp.where(held < self.num_drafts - 1, 1, beyond)

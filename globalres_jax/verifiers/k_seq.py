@@ -1,0 +1,81 @@
+"""K-sequential selection (SpecTr, Sun et al., arXiv 2310.15141)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from globalres_jax.base import Array, Decision
+from globalres_jax.draft_laws import IID
+from globalres_jax.draft_laws.iid import escape_of
+from globalres_jax.probabilities import normalized_residual
+from globalres_jax.verifiers.rule import Rule, accept_in_turn
+
+_BISECTIONS = 40
+
+
+class KSeqPlan(NamedTuple):
+    """What the rule knows before it sees the drafts.
+
+    Attributes:
+      divisor: [] r, at least the root that makes the residual non-negative.
+      accept: [] b(r) = sum_i min(p_i / r, q_i), the chance of each draft.
+      reach: [] 1 - (1 - b)^n, the chance that one of them is accepted.
+    """
+
+    divisor: Array
+    accept: Array
+    reach: Array
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KSeq(Rule):
+    """Accept draft x with probability min(1, p(x) / (r q(x))), the first wins.
+
+    With b(r) = sum_i min(p_i / r, q_i) the divisor r in [1, n] solves
+    1 - (1 - b)^n = r b; it is rounded up, since a smaller one is not lossless. The
+    residual is (p - min(p / r, q) (1 - (1 - b)^n) / b)_+. Accepts at least
+    1 - (1 - 1/n)^n of the optimum.
+    """
+
+    serves = (IID,)
+
+    def prepare(self, p: Array, law: IID) -> KSeqPlan:
+        """Finds r by bisection."""
+        dtype = jnp.promote_types(p.dtype, law.probs.dtype)
+
+        def accept(divisor: Array) -> Array:
+            return jnp.sum(jnp.minimum(p / divisor, law.probs))
+
+        def halve(_, bracket):
+            low, high = bracket
+            middle = 0.5 * (low + high)
+            b = accept(middle)
+            enough = escape_of(b, law.num_drafts) <= middle * b
+            return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+        bracket = jnp.ones((), dtype), jnp.asarray(law.num_drafts, dtype)
+        _, divisor = jax.lax.fori_loop(0, _BISECTIONS, halve, bracket)
+        b = accept(divisor)
+        return KSeqPlan(divisor, b, escape_of(b, law.num_drafts))
+
+    def resolve(
+        self, plan: KSeqPlan, p: Array, law: IID, draft_tokens: Array
+    ) -> Decision:
+        """Decision by one look at each slot."""
+        q = law.probs
+        taken = jnp.minimum(p / plan.divisor, q)
+        chance = taken[draft_tokens] / jnp.where(q > 0, q, 1)[draft_tokens]
+        accept = accept_in_turn(jnp.where(draft_tokens >= 0, chance, 0))
+        scale = jnp.where(plan.accept > 0, plan.reach, 0)
+        scale = scale / jnp.where(plan.accept > 0, plan.accept, 1)
+        residual = normalized_residual(jnp.maximum(p - scale * taken, 0), p)
+        return Decision(accept, (1 - jnp.sum(accept)) * residual)
+
+    def acceptance_rate(self, p: Array, law: IID) -> Array:
+        """1 - (1 - b)^n: []."""
+        return self.prepare(p, law).reach
