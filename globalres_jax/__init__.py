@@ -22,6 +22,7 @@ from globalres_jax.draft_laws import (
     WithoutReplacement,
 )
 from globalres_jax.metrics import Metrics
+from globalres_jax.prompt_lookup import PromptLookup
 from globalres_jax.solvers import BoxLBFGS, ProjectedNewton
 from globalres_jax.transport import (
     TransportPlan,
@@ -40,6 +41,7 @@ __all__ = [
     "Metrics",
     "Model",
     "ProjectedNewton",
+    "PromptLookup",
     "SpeculativeConfig",
     "TokenTree",
     "TopPlusSample",

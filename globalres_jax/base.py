@@ -44,7 +44,7 @@ class Model:
       init_cache: `(batch, length) -> cache` with room for `length` tokens a row.
       vocab_size: number of tokens the logits cover.
       tokenizer: object with `encode(text)` and `decode(ids)`, or None.
-      eos_id: end-of-text token, or None.
+      eos_id: end-of-text token, or several, or None.
     """
 
     params: Params
@@ -54,7 +54,9 @@ class Model:
     )
     vocab_size: int = dataclasses.field(metadata={"static": True})
     tokenizer: Any = dataclasses.field(default=None, metadata={"static": True})
-    eos_id: int | None = dataclasses.field(default=None, metadata={"static": True})
+    eos_id: int | tuple[int, ...] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
 
 
 class Decision(NamedTuple):

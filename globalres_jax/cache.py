@@ -19,19 +19,23 @@ class KVCache(NamedTuple):
     """Keys and values of all layers.
 
     Attributes:
-      keys: [layers, B, S, kv_heads, head_dim].
-      values: same shape as `keys`.
+      keys: for each layer [B, S, kv_heads, head_dim]. Layers stay apart, so that
+        writing to one moves no other.
+      values: same shapes as `keys`.
+      positions: [B, S] int32, place in the text of the token in each slot. In a
+        committed row it is the slot itself, in a token tree it is not.
       length: [B] int32, tokens held by each row.
     """
 
-    keys: Array
-    values: Array
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+    positions: Array
     length: Array
 
     @property
     def capacity(self) -> int:
         """Number of slots S in each row."""
-        return self.keys.shape[2]
+        return self.positions.shape[1]
 
 
 def init_cache(
@@ -43,10 +47,13 @@ def init_cache(
     dtype=jnp.float32,
 ) -> KVCache:
     """An empty cache with `capacity` slots a row. `num_layers` may be 0."""
-    shape = (num_layers, batch, capacity, num_kv_heads, head_dim)
-    return KVCache(
-        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32)
-    )
+    shape = (batch, capacity, num_kv_heads, head_dim)
+
+    def layers() -> tuple[Array, ...]:
+        return tuple(jnp.zeros(shape, dtype) for _ in range(num_layers))
+
+    positions = jnp.zeros((batch, capacity), jnp.int32)
+    return KVCache(layers(), layers(), positions, jnp.zeros(batch, jnp.int32))
 
 
 def append_slots(length: Array, num_tokens: int, capacity: int) -> Array:
@@ -84,14 +91,13 @@ def commit(cache: KVCache, base: Array, nodes: Array, accept_length: Array) -> K
     source = base[:, None] + nodes
     target = base[:, None] + 1 + jnp.arange(nodes.shape[1])[None, :]
 
-    def move(layer: Array) -> Array:
+    def move(slots: Array) -> Array:
         def row(slots_of_row: Array, src: Array, dst: Array) -> Array:
             return slots_of_row.at[dst].set(slots_of_row[src], mode="drop")
 
-        return jax.vmap(row)(layer, source, target)
+        return jax.vmap(row)(slots, source, target)
 
-    return KVCache(
-        jax.vmap(move)(cache.keys),
-        jax.vmap(move)(cache.values),
-        base + 1 + accept_length,
+    keys, values, positions = jax.tree.map(
+        move, (cache.keys, cache.values, cache.positions)
     )
+    return KVCache(keys, values, positions, base + 1 + accept_length)

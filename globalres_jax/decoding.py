@@ -8,6 +8,7 @@ the loop.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ from globalres_jax.checks import is_concrete
 from globalres_jax.config import SpeculativeConfig
 from globalres_jax.drafting import draft_tree
 from globalres_jax.metrics import Metrics, count_step, empty_metrics
+from globalres_jax.prompt_lookup import PromptLookup
+from globalres_jax.sharding import gather, mesh_of, place_rows
 from globalres_jax.tree import tree_mask
 from globalres_jax.verification import plan_tree, walk_tree
 
@@ -31,7 +34,7 @@ class DecodeState(NamedTuple):
       keys: [B] random key of each row.
       step: [] number of steps done.
       target_cache: committed tokens of each row, all but the last emitted one.
-      draft_cache: likewise; None without a draft model.
+      draft_cache: likewise; the text [B, S] for `PromptLookup`, None without a draft.
       previous: [B] the last committed token.
       root: [B] the last emitted token, to be fed next.
       tokens: [B, T] emitted tokens, `pad_id` beyond `lengths`.
@@ -104,9 +107,9 @@ def step_keys(keys: Array, step: Array) -> tuple[Array, Array]:
 def decode_step(
     state: DecodeState,
     target: Model,
-    draft: Model | None,
+    draft: Model | PromptLookup | None,
     config: SpeculativeConfig,
-    eos_id: Array,
+    eos_ids: Array,
 ) -> DecodeState:
     """One step: up to `tree.depth + 1` tokens a row for one target call."""
     tree, law = config.tree, config.draft_law
@@ -114,7 +117,12 @@ def decode_step(
     key_draft, key_verify = step_keys(state.keys, state.step)
 
     # 1. Draft.
-    if tree.depth:
+    if isinstance(draft, PromptLookup):
+        guess = draft.draft(state.draft_cache, base + 1, tree.depth)
+        nodes = jnp.concatenate([state.root[:, None], guess], axis=1)
+        q = jax.nn.one_hot(guess, target.vocab_size)
+        law = functools.partial(config.law, max_support=1)
+    elif tree.depth:
         drafted = draft_tree(
             key_draft,
             draft,
@@ -125,9 +133,9 @@ def decode_step(
             law,
             config.to_probabilities,
         )
-        nodes, draft_cache = drafted.tokens, drafted.cache
+        nodes, q = drafted.tokens, drafted.q
     else:
-        nodes, draft_cache = state.root[:, None], state.draft_cache
+        nodes = state.root[:, None]
 
     # 2. Score all nodes with one target call.
     mask = tree_mask(tree, np.arange(tree.num_nodes), base, state.target_cache.capacity)
@@ -141,7 +149,7 @@ def decode_step(
     if tree.depth:
         laws, plans = jax.vmap(
             lambda tokens, p, q: plan_tree(tree, tokens, p, q, law, config.verifier)
-        )(nodes, p, drafted.q)
+        )(nodes, p, q)
     else:
         laws, plans = (), ()
     walk = jax.vmap(
@@ -153,7 +161,7 @@ def decode_step(
     # 4. Emit up to EOS or the cap; a finished row emits nothing.
     index = jnp.arange(tree.depth + 1)[None, :]
     emitted = index <= walk.accept_length[:, None]
-    is_eos = emitted & (walk.tokens == eos_id)
+    is_eos = emitted & jnp.any(walk.tokens[..., None] == eos_ids[None, None], axis=-1)
     stop = jnp.where(jnp.any(is_eos, 1), jnp.argmax(is_eos, 1), tree.depth)
     room = state.tokens.shape[1] - state.lengths
     kept = emitted & (index <= stop[:, None]) & (index < room[:, None])
@@ -176,6 +184,10 @@ def decode_step(
         """The token `back` places before the end of root + emitted tokens."""
         return tokens_of_row[back]
 
+    if isinstance(draft, PromptLookup):
+        draft_cache = draft.extend(state.draft_cache, base, walk.tokens)
+    else:
+        draft_cache = settle(drafted.cache) if tree.depth else None
     text = jnp.concatenate([state.root[:, None], walk.tokens], axis=1)
     root = jax.vmap(last)(text, walk.accept_length + 1)
     previous = jax.vmap(last)(text, walk.accept_length)
@@ -184,7 +196,7 @@ def decode_step(
         keys=state.keys,
         step=state.step + 1,
         target_cache=settle(target_cache),
-        draft_cache=None if draft_cache is None else settle(draft_cache),
+        draft_cache=draft_cache,
         previous=jnp.where(ended, state.previous, previous),
         root=jnp.where(ended, state.root, root),
         tokens=write(state.tokens, slots, walk.tokens),
@@ -204,12 +216,12 @@ def decode_step(
 def generate(
     key: Array,
     target: Model,
-    draft: Model | None,
+    draft: Model | PromptLookup | None,
     prompts: Array,
     prompt_lengths: Array,
     config: SpeculativeConfig | None = None,
     max_new_tokens: int = 64,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
 ) -> Generation:
     """Samples continuations from the target, exactly, with the draft's help.
 
@@ -217,12 +229,13 @@ def generate(
       key: one random key, of which row i uses `fold_in(key, i)`, or [B] keys, one a
         row. A row's tokens depend on its own key and prompt alone.
       target: the model whose distribution the text has.
-      draft: a cheaper model over the same vocabulary; None for plain decoding.
+      draft: a cheaper model over the same vocabulary, or a `PromptLookup`; None for
+        plain decoding.
       prompts: [B, P] integer tokens, padded on the right with any valid token.
       prompt_lengths: [B] number of tokens in each prompt, 1..P.
       config: options; `SpeculativeConfig()` if None.
       max_new_tokens: length cap of every row.
-      eos_id: token that ends a row, or None.
+      eos_id: token that ends a row, or several, or None.
 
     Returns:
       A `Generation`.
@@ -240,23 +253,38 @@ def generate(
     )
     if jnp.ndim(key) == 0:
         key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts)))
-    eos = jnp.asarray(-1 if eos_id is None else eos_id, jnp.int32)
+    ends = np.atleast_1d(-1 if eos_id is None else eos_id).astype(np.int32)
+    mesh = mesh_of(target.params)
+    key, prompts, prompt_lengths = place_rows(mesh, (key, prompts, prompt_lengths))
     return _generate(
         key,
         target,
         draft if config.tree.depth else None,
         prompts.astype(jnp.int32),
         prompt_lengths.astype(jnp.int32),
-        eos,
+        jnp.asarray(ends),
         config=config,
         max_new_tokens=max_new_tokens,
         capacity=capacity,
+        mesh=mesh,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "capacity"))
+@functools.partial(
+    jax.jit, static_argnames=("config", "max_new_tokens", "capacity", "mesh")
+)
 def _generate(
-    keys, target, draft, prompts, lengths, eos_id, *, config, max_new_tokens, capacity
+    keys,
+    target,
+    draft,
+    prompts,
+    lengths,
+    eos_ids,
+    *,
+    config,
+    max_new_tokens,
+    capacity,
+    mesh=None,
 ) -> Generation:
     batch = prompts.shape[0]
 
@@ -268,9 +296,7 @@ def _generate(
         keys=keys,
         step=jnp.zeros((), jnp.int32),
         target_cache=prefill(target, prompts, lengths, capacity),
-        draft_cache=None
-        if draft is None
-        else prefill(draft, prompts, lengths, capacity),
+        draft_cache=_start_draft(draft, prompts, lengths, capacity),
         previous=at(lengths - 2),
         root=at(lengths - 1),
         tokens=jnp.full((batch, max_new_tokens), config.pad_id, jnp.int32),
@@ -281,22 +307,34 @@ def _generate(
     )
     state = jax.lax.while_loop(
         lambda state: ~jnp.all(state.finished),
-        lambda state: decode_step(state, target, draft, config, eos_id),
+        lambda state: decode_step(state, target, draft, config, eos_ids),
         state,
     )
-    return Generation(state.tokens, state.lengths, state.from_draft, state.metrics)
+    result = Generation(state.tokens, state.lengths, state.from_draft, state.metrics)
+    return gather(mesh, result)
+
+
+def _start_draft(draft, prompts: Array, lengths: Array, capacity: int) -> Cache:
+    """What the draft knows of the prompts."""
+    if draft is None:
+        return None
+    if isinstance(draft, PromptLookup):
+        return draft.history(prompts, capacity)
+    return prefill(draft, prompts, lengths, capacity)
 
 
 def _check_request(
     target: Model,
-    draft: Model | None,
+    draft: Model | PromptLookup | None,
     prompts: Array,
     prompt_lengths: Array,
     config: SpeculativeConfig,
     max_new_tokens: int,
 ) -> int:
     """Checks what can be seen before compiling; returns the cache length."""
-    if draft is not None and draft.vocab_size != target.vocab_size:
+    if isinstance(draft, PromptLookup):
+        draft.check(config.tree)
+    elif draft is not None and draft.vocab_size != target.vocab_size:
         raise ValueError(
             f"draft: has {draft.vocab_size} tokens, the target {target.vocab_size}; "
             "they must share one vocabulary"

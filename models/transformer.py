@@ -12,6 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from globalres_jax.models.layers import Rope, attend, rotate
 
 from globalres_jax.base import Array, Params
 from globalres_jax.cache import KVCache, append_slots, init_cache, write_slots
@@ -33,47 +34,6 @@ class TransformerConfig:
     dropout: float = 0.0
 
 
-def rotate(x: Array, positions: Array, base: float) -> Array:
-    """Rotary position embedding (arXiv 2104.09864), halves paired.
-
-    Args:
-      x: [B, L, heads, head_dim].
-      positions: [B, L] integers.
-      base: longest wavelength over 2 pi.
-    """
-    half = x.shape[-1] // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    left, right = x[..., :half], x[..., half:]
-    turned = jnp.concatenate(
-        [left * cos - right * sin, right * cos + left * sin], axis=-1
-    )
-    return turned.astype(x.dtype)
-
-
-def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
-    """Grouped-query attention.
-
-    Args:
-      query: [B, L, H, D].
-      key: [B, S, K, D] with K dividing H.
-      value: as `key`.
-      mask: [B, L, S], True where token l may look at slot s.
-
-    Returns:
-      [B, L, H, D].
-    """
-    batch, length, _, dim = query.shape
-    grouped = query.reshape(batch, length, key.shape[2], -1, dim)
-    scores = jnp.einsum("blkgd,bskd->bkgls", grouped, key).astype(jnp.float32)
-    scores = scores * dim**-0.5
-    # A finite floor: a row that may look at nothing (padding) stays free of NaN.
-    scores = jnp.where(mask[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bkgls,bskd->blkgd", weights, value).reshape(query.shape)
-
-
 class Attention(nnx.Module):
     """Self-attention over the cache, or over the tokens themselves without one."""
 
@@ -90,8 +50,9 @@ class Attention(nnx.Module):
         """Returns the output [B, L, width] and the rows of keys and values."""
         config = self.config
         heads = (*x.shape[:2], -1, config.head_dim)
-        query = rotate(self.query(x).reshape(heads), positions, config.rope_base)
-        key = rotate(self.key(x).reshape(heads), positions, config.rope_base)
+        frequencies = Rope(config.rope_base).frequencies(config.head_dim)
+        query = rotate(self.query(x).reshape(heads), positions, frequencies)
+        key = rotate(self.key(x).reshape(heads), positions, frequencies)
         value = self.value(x).reshape(heads)
         if slots is not None:
             key = write_slots(keys, slots, key)
@@ -156,8 +117,9 @@ class Transformer(nnx.Module):
                 x, positions, mask, slots, cache.keys[layer], cache.values[layer]
             )
             rows.append((keys, values))
-        keys, values = (jnp.stack(parts) for parts in zip(*rows, strict=True))
-        cache = KVCache(keys, values, cache.length + tokens.shape[1])
+        keys, values = zip(*rows, strict=True)
+        places = write_slots(cache.positions, slots, positions)
+        cache = KVCache(keys, values, places, cache.length + tokens.shape[1])
         return self.embedding.attend(self.norm(x)), cache
 
     def score(self, tokens: Array, rngs: nnx.Rngs | None = None) -> Array:
@@ -194,6 +156,15 @@ class TransformerFn:
         mask: Array,
     ) -> tuple[Array, KVCache]:
         return nnx.merge(self._graph(), params)(tokens, positions, cache, mask)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return self.config.num_layers
+
+    def keep_layers(self, layers: tuple[int, ...]) -> TransformerFn:
+        """The function of a model with these layers alone."""
+        return TransformerFn(dataclasses.replace(self.config, num_layers=len(layers)))
 
     def init_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` rows of up to `length` tokens."""

@@ -97,7 +97,7 @@ def test_acceptance_table_and_json(logits_file, capsys):
     described = json.loads(capsys.readouterr().out)
     optimum = described["optimum"]
     rates = {k: v["acceptance_rate"] for k, v in described["rules"].items()}
-    assert set(rates) == set(gr.verifiers.BY_NAME)
+    assert set(rates) == set(gr.verifiers.BY_NAME) - {"greedy-draft", "spec-hub"}
     assert rates["global-resolution"] == pytest.approx(optimum, abs=2e-5)
     assert rates["single-draft"] < rates["recursive-rejection"] < optimum
     assert main(["acceptance", str(logits_file), "--top-k", "10"]) == 0

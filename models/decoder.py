@@ -1,0 +1,153 @@
+"""The frame of every family: embedding, blocks over the cache, norm, head.
+
+Used functionally: `DecoderFn` is the pure `ModelFn` that decoding is written against.
+Positions and attention mask are arguments, so a token tree needs no change here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+from globalres_jax.models.layers import (
+    AttentionShape,
+    Embedding,
+    Layer,
+    Linear,
+    RMSNorm,
+    Step,
+    soft_cap,
+)
+from jax.sharding import Mesh
+
+from globalres_jax.base import Array, Params
+from globalres_jax.cache import KVCache, append_slots, init_cache, write_slots
+from globalres_jax.sharding import gather_vocabulary, shard_cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Shape of a model.
+
+    Attributes:
+      block: `block(config, layer)` makes the module of one layer.
+      layers: what may differ from layer to layer.
+      mlp_width: width inside the gated MLP.
+      mlp_bias: whether its projections have a bias.
+      tied: whether the embedding also serves as the output head.
+      embedding_scale: embedded tokens are multiplied by this.
+      logit_cap: soft cap of the logits.
+    """
+
+    block: Callable[..., nnx.Module]
+    vocab_size: int
+    layers: tuple[Layer, ...]
+    attention: AttentionShape
+    mlp_width: int
+    norm_eps: float
+    mlp_bias: bool = False
+    tied: bool = True
+    embedding_scale: float | None = None
+    logit_cap: float | None = None
+
+    @property
+    def width(self) -> int:
+        """Features of a token between layers."""
+        return self.attention.width
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer."""
+
+    def __init__(self, config: DecoderConfig):
+        self.config = config
+        self.embedding = Embedding(config.vocab_size, config.width)
+        self.blocks = nnx.List([config.block(config, layer) for layer in config.layers])
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        if not config.tied:
+            self.head = Linear(config.width, config.vocab_size)
+
+    def __call__(self, tokens, positions, cache: KVCache, mask):
+        """The `ModelFn` contract (see `globalres_jax.base`), less `params`."""
+        slots = append_slots(cache.length, tokens.shape[1], cache.capacity)
+        places = write_slots(cache.positions, slots, positions)
+        step = Step(positions, slots, places, mask)
+        x = self.embedding(tokens)
+        if self.config.embedding_scale is not None:
+            x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        rows = []
+        for block, *row in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x, *row = block(x, step, *row)
+            rows.append(row)
+        keys, values = zip(*rows, strict=True)
+        cache = KVCache(keys, values, places, cache.length + tokens.shape[1])
+        x = self.norm(x)
+        logits = self.embedding.attend(x) if self.config.tied else self.head(x)
+        logits = soft_cap(logits.astype(jnp.float32), self.config.logit_cap)
+        return logits, cache
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderFn:
+    """The pure `ModelFn` of a configuration: hashable, equal for equal shapes.
+
+    Attributes:
+      config: shape of the model.
+      dtype: of the cache.
+      mesh: that parameters and cache are spread over, or None.
+    """
+
+    config: DecoderConfig
+    dtype: jnp.dtype = jnp.dtype("float32")
+    mesh: Mesh | None = None
+
+    def __call__(
+        self,
+        params: Params,
+        tokens: Array,
+        positions: Array,
+        cache: KVCache,
+        mask: Array,
+    ) -> tuple[Array, KVCache]:
+        module = nnx.merge(graph(self.config), params)
+        logits, cache = module(tokens, positions, cache, mask)
+        return gather_vocabulary(self.mesh, logits), shard_cache(self.mesh, cache)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return len(self.config.layers)
+
+    def keep_layers(self, layers: tuple[int, ...]) -> DecoderFn:
+        """The function of a model with these layers alone."""
+        kept = tuple(self.config.layers[layer] for layer in layers)
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, layers=kept)
+        )
+
+    def init_cache(self, batch: int, length: int) -> KVCache:
+        """An empty cache for `batch` rows of up to `length` tokens."""
+        shape = self.config.attention
+        cache = init_cache(
+            len(self.config.layers),
+            batch,
+            length,
+            shape.num_kv_heads,
+            shape.head_dim,
+            self.dtype,
+        )
+        return shard_cache(self.mesh, cache)
+
+
+@functools.lru_cache(maxsize=64)
+def graph(config: DecoderConfig) -> nnx.GraphDef:
+    """The module without its parameters."""
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config)))[0]
+
+
+def parameter_shapes(config: DecoderConfig) -> Params:
+    """The parameters as `jax.ShapeDtypeStruct` leaves."""
+    return nnx.state(nnx.eval_shape(lambda: Decoder(config)))

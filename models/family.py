@@ -1,0 +1,76 @@
+"""What a family of models says of itself: its shape, and the names of its tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from globalres_jax.models.decoder import DecoderConfig
+from globalres_jax.models.description import Description
+
+#: Module path to the names in safetensors and in GGUF; `*` is the layer.
+FRAME_NAMES = {
+    "embedding.weight": ("model.embed_tokens.weight", "token_embd.weight"),
+    "norm.scale": ("model.norm.weight", "output_norm.weight"),
+    "head.weight": ("lm_head.weight", "output.weight"),
+}
+
+
+def _block(ours: str, theirs: str, gguf: str) -> dict[str, tuple[str, str]]:
+    return {
+        f"blocks.*.{ours}.{ending}": (
+            f"model.layers.*.{theirs}.{name}",
+            f"blk.*.{gguf}.{name}",
+        )
+        for ending, name in (("weight", "weight"), ("bias", "bias"))
+    }
+
+
+def norm_names(ours: str, theirs: str, gguf: str) -> dict[str, tuple[str, str]]:
+    """The names of a norm in a block."""
+    path = f"blocks.*.{ours}.scale"
+    return {path: (f"model.layers.*.{theirs}.weight", f"blk.*.{gguf}.weight")}
+
+
+#: Attention and MLP, alike in all families here.
+PROJECTION_NAMES = {
+    **_block("attention.query", "self_attn.q_proj", "attn_q"),
+    **_block("attention.key", "self_attn.k_proj", "attn_k"),
+    **_block("attention.value", "self_attn.v_proj", "attn_v"),
+    **_block("attention.out", "self_attn.o_proj", "attn_output"),
+    **_block("mlp.gate", "mlp.gate_proj", "ffn_gate"),
+    **_block("mlp.up", "mlp.up_proj", "ffn_up"),
+    **_block("mlp.down", "mlp.down_proj", "ffn_down"),
+    **norm_names("attention_norm", "input_layernorm", "attn_norm"),
+    **norm_names("attention.query_norm", "self_attn.q_norm", "attn_q_norm"),
+    **norm_names("attention.key_norm", "self_attn.k_norm", "attn_k_norm"),
+}
+
+#: Blocks with a norm before attention and one before the MLP.
+PRE_NORM_NAMES = {
+    **FRAME_NAMES,
+    **PROJECTION_NAMES,
+    **norm_names("mlp_norm", "post_attention_layernorm", "ffn_norm"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Attributes:
+      architectures: what `config.json` calls its models.
+      gguf: what GGUF calls them.
+      configure: the shape that a `Description` stands for.
+      names: module path to the tensor's name in safetensors and in GGUF.
+      norm_offset: what safetensors leave out of the scale of a norm (Gemma: 1).
+      gguf_interleaved: whether GGUF has the rows of queries and keys in the order of
+        a rotation that pairs neighbours.
+    """
+
+    architectures: tuple[str, ...]
+    gguf: tuple[str, ...]
+    configure: Callable[[Description], DecoderConfig]
+    names: dict[str, tuple[str, str]]
+    norm_offset: float = 0.0
+    gguf_interleaved: bool = False

@@ -1,0 +1,44 @@
+"""Models from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+_FILES = ["*.json", "*.safetensors", "chat_template.jinja"]
+
+
+def download(name: str, known: Iterable[str]) -> Path:
+    """Folder of the model with hub id `name`, fetched unless it already was.
+
+    Raises:
+      FileNotFoundError: no folder, no hub id, or the hub cannot be reached.
+      OSError: the disk is full.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError(
+            f"source: {name!r} is no folder; known names: {', '.join(known)}"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                f"source: no disk space to fetch {name!r}: {error}"
+            ) from error
+        raise _unreachable(name, error) from error
+    except Exception as error:  # the hub's own errors, and its HTTP client's
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> FileNotFoundError:
+    reason = str(error).strip().split("\n")[0]
+    return FileNotFoundError(
+        f"source: {name!r} is no folder, and could not be fetched from the hub "
+        f"({reason}). Without a network, download the model elsewhere (hf download "
+        f"{name}) and give its folder, or a .gguf file."
+    )

@@ -1,0 +1,263 @@
+"""Layers that the model families share.
+
+Weights lie as checkpoints have them, [out, in], so that loading only moves bytes.
+Norms, softmax and rotations are computed in float32 whatever the parameters' type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from globalres_jax.base import Array
+from globalres_jax.cache import write_slots
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding (arXiv 2104.09864), halves paired.
+
+    Attributes:
+      base: longest wavelength over 2 pi.
+      scale: positions are divided by this (linear scaling).
+      factors: [head_dim / 2] each frequency is divided by its own (Llama 3.1).
+    """
+
+    base: float = 10_000.0
+    scale: float = 1.0
+    factors: tuple[float, ...] | None = None
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """[head_dim / 2] radians a position."""
+        half = head_dim // 2
+        frequency = self.base ** (-np.arange(half, dtype=np.float64) / half)
+        if self.factors is not None:
+            frequency = frequency / np.asarray(self.factors)
+        return (frequency / self.scale).astype(np.float32)
+
+
+def llama3_factors(
+    base: float,
+    head_dim: int,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position_embeddings: int,
+) -> tuple[float, ...]:
+    """What Llama 3.1 divides its frequencies by: long waves, and smoothly shorter."""
+    wavelength = 2 * math.pi / Rope(base).frequencies(head_dim).astype(np.float64)
+    turns = original_max_position_embeddings / wavelength
+    smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor)
+    smooth = np.clip(smooth, 0, 1)
+    return tuple(1 / ((1 - smooth) / factor + smooth))
+
+
+def rotate(x: Array, positions: Array, frequencies: np.ndarray) -> Array:
+    """Turns pairs of features by angles that grow with the position.
+
+    Args:
+      x: [B, L, heads, head_dim].
+      positions: [B, L] integers.
+      frequencies: [head_dim / 2].
+    """
+    half = x.shape[-1] // 2
+    angle = (
+        positions[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
+    )
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    left, right = x[..., :half], x[..., half:]
+    turned = jnp.concatenate(
+        [left * cos - right * sin, right * cos + left * sin], axis=-1
+    )
+    return turned.astype(x.dtype)
+
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """Squeezes `x` into (-cap, cap) (Gemma 2)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> Array:
+    """Grouped-query attention.
+
+    Args:
+      query: [B, L, H, D].
+      key: [B, S, K, D] with K dividing H.
+      value: as `key`.
+      mask: [B, L, S], True where token l may look at slot s.
+      scale: of the scores; D^-1/2 if None.
+      cap: soft cap of the scores.
+
+    Returns:
+      [B, L, H, D].
+    """
+    batch, length, _, dim = query.shape
+    grouped = query.reshape(batch, length, key.shape[2], -1, dim)
+    scores = jnp.einsum("blkgd,bskd->bkgls", grouped, key).astype(jnp.float32)
+    scores = soft_cap(scores * (dim**-0.5 if scale is None else scale), cap)
+    # A finite floor: a row that may look at nothing (padding) stays free of NaN.
+    scores = jnp.where(mask[:, None, None], scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgls,bskd->blkgd", weights, value).reshape(query.shape)
+
+
+class Linear(nnx.Module):
+    """x W^T + b, W [out, in]."""
+
+    def __init__(self, width_in: int, width_out: int, bias: bool = False):
+        self.weight = nnx.Param(jnp.zeros((width_out, width_in)))
+        self.bias = nnx.Param(jnp.zeros(width_out)) if bias else None
+
+    def __call__(self, x: Array) -> Array:
+        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.zeros(width))
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        size = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normal = wide * jax.lax.rsqrt(size + self.eps)
+        return (normal * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A row for each token."""
+
+    def __init__(self, vocab_size: int, width: int):
+        self.weight = nnx.Param(jnp.zeros((vocab_size, width)))
+
+    def __call__(self, tokens: Array) -> Array:
+        return self.weight[...][tokens]
+
+    def attend(self, x: Array) -> Array:
+        """Logits of the tied head."""
+        return jnp.einsum("...i,oi->...o", x, self.weight[...])
+
+
+class GatedMLP(nnx.Module):
+    """down(activation(gate(x)) * up(x))."""
+
+    def __init__(
+        self, width: int, inner: int, activation: Callable, bias: bool = False
+    ):
+        self.gate = Linear(width, inner, bias)
+        self.up = Linear(width, inner, bias)
+        self.down = Linear(inner, width, bias)
+        self.activation = activation
+
+    def __call__(self, x: Array) -> Array:
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+#: The activation of Gemma, and the others'.
+gelu = functools.partial(jax.nn.gelu, approximate=True)
+silu = jax.nn.silu
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What may differ from layer to layer.
+
+    Attributes:
+      rope: rotary embedding.
+      window: a token sees itself and the `window - 1` positions before it; all if
+        None.
+    """
+
+    rope: Rope
+    window: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionShape:
+    """Shape of attention; `num_heads` query heads share `num_kv_heads` keys.
+
+    Attributes:
+      qkv_bias, out_bias: whether the projections have a bias.
+      qk_norm_eps: epsilon of the norms of queries and keys, None without norms.
+      scale: of the scores; head_dim^-1/2 if None.
+      cap: soft cap of the scores.
+    """
+
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm_eps: float | None = None
+    scale: float | None = None
+    cap: float | None = None
+
+
+class Attention(nnx.Module):
+    """Self-attention over the cache."""
+
+    def __init__(self, shape: AttentionShape, layer: Layer):
+        self.shape, self.layer = shape, layer
+        inner = shape.num_heads * shape.head_dim
+        inner_kv = shape.num_kv_heads * shape.head_dim
+        self.query = Linear(shape.width, inner, shape.qkv_bias)
+        self.key = Linear(shape.width, inner_kv, shape.qkv_bias)
+        self.value = Linear(shape.width, inner_kv, shape.qkv_bias)
+        self.out = Linear(inner, shape.width, shape.out_bias)
+        if shape.qk_norm_eps is not None:
+            self.query_norm = RMSNorm(shape.head_dim, shape.qk_norm_eps)
+            self.key_norm = RMSNorm(shape.head_dim, shape.qk_norm_eps)
+
+    def __call__(self, x: Array, step: Step, keys: Array, values: Array):
+        """Returns the output [B, L, width] and the updated keys and values."""
+        shape = self.shape
+        heads = (*x.shape[:2], -1, shape.head_dim)
+        query, key = self.query(x).reshape(heads), self.key(x).reshape(heads)
+        if shape.qk_norm_eps is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        frequencies = self.layer.rope.frequencies(shape.head_dim)
+        query = rotate(query, step.positions, frequencies)
+        key = rotate(key, step.positions, frequencies)
+        keys = write_slots(keys, step.slots, key)
+        values = write_slots(values, step.slots, self.value(x).reshape(heads))
+        mask = step.mask
+        if self.layer.window is not None:
+            ago = step.positions[:, :, None] - step.slot_positions[:, None, :]
+            mask = mask & (ago < self.layer.window)
+        mixed = attend(query, keys, values, mask, shape.scale, shape.cap)
+        return self.out(mixed.reshape(*x.shape[:2], -1)), keys, values
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Where the tokens of one call stand.
+
+    Attributes:
+      positions: [B, L] place in the text.
+      slots: [B, L] cache slot.
+      slot_positions: [B, S] place in the text of what each slot holds.
+      mask: [B, L, S] slots that each token may look at.
+    """
+
+    positions: Array
+    slots: Array
+    slot_positions: Array
+    mask: Array

@@ -1,0 +1,145 @@
+"""Where a model comes from: a name, a folder, a GGUF file, a hub id."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from globalres_jax.models import checkpoint
+from globalres_jax.models.decoder import DecoderFn
+from globalres_jax.models.gemma import GEMMA2, GEMMA3
+from globalres_jax.models.gguf_file import GGUFFile
+from globalres_jax.models.gguf_tokenizer import end_tokens, read_tokenizer
+from globalres_jax.models.hub import download
+from globalres_jax.models.llama import LLAMA
+from globalres_jax.models.mistral import MISTRAL
+from globalres_jax.models.parameters import TensorSource, load_parameters
+from globalres_jax.models.qwen import QWEN2, QWEN3
+from globalres_jax.models.safetensors_folder import (
+    CONFIG,
+    SafetensorsFolder,
+    read_json,
+)
+from globalres_jax.models.tokenizer import TOKENIZER, Tokenizer
+from globalres_jax.models.transformer import TransformerFn
+from jax.sharding import Mesh
+
+from globalres_jax.base import Model
+
+END_OF_TEXT = "<|endoftext|>"
+
+_EMBEDDED = Path(__file__).parent / "embedded"
+NAMED = {"embedded": _EMBEDDED / "target", "embedded-draft": _EMBEDDED / "draft"}
+
+#: The families that can be loaded.
+FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
+
+
+def load(source: str | os.PathLike, dtype=None, mesh: Mesh | None = None) -> Model:
+    """Loads a model.
+
+    Args:
+      source: "embedded" or "embedded-draft" (a Shakespeare pair that ships with the
+        package); a folder with `config.json` and safetensors, whole or sharded; a
+        `.gguf` file; or the id of a model on the Hugging Face hub, "owner/name".
+      dtype: of weights and cache; float32 if None. Norms stay float32.
+      mesh: devices to spread the parameters over (`globalres_jax.sharding`), or None.
+
+    Returns:
+      A `Model`.
+
+    Raises:
+      FileNotFoundError: the source, or a file of it, is not there.
+      ValueError: a file cannot be read or does not fit.
+    """
+    dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    path = Path(NAMED.get(str(source), source))
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"source: no such file: {path}")
+        return _from_gguf(path, dtype, mesh)
+    if not path.is_dir():
+        path = download(str(source), NAMED)
+    if "architectures" in read_json(path / CONFIG):
+        return _from_folder(path, dtype, mesh)
+    return _ours(path, dtype, mesh)
+
+
+def _family_model(source: TensorSource, dtype, mesh, tokenizer, ends) -> Model:
+    """The model in an open checkpoint, by its family."""
+    kind = "gguf" if source.scheme == "gguf" else "architectures"
+    for family in FAMILIES:
+        if source.architecture in getattr(family, kind):
+            break
+    else:
+        known = [name for family in FAMILIES for name in getattr(family, kind)]
+        raise ValueError(
+            f"source: {source.path} has architecture {source.architecture!r}; "
+            f"supported: {', '.join(known)}"
+        )
+    config = family.configure(source.description())
+    function = DecoderFn(config, dtype, mesh)
+    return Model(
+        params=load_parameters(source, family, config, dtype, mesh),
+        apply=function,
+        init_cache=function.init_cache,
+        vocab_size=config.vocab_size,
+        tokenizer=tokenizer,
+        eos_id=ends,
+    )
+
+
+def _from_gguf(path: Path, dtype, mesh) -> Model:
+    file = GGUFFile(path)
+    tokenizer = read_tokenizer(file)
+    return _family_model(file, dtype, mesh, tokenizer, end_tokens(file) or None)
+
+
+def _from_folder(folder: Path, dtype, mesh) -> Model:
+    source = SafetensorsFolder(folder)
+    tokenizer = _find_tokenizer(folder)
+    return _family_model(source, dtype, mesh, tokenizer, _ends(source, tokenizer))
+
+
+def _ends(
+    source: SafetensorsFolder, tokenizer: Tokenizer | None
+) -> tuple[int, ...] | None:
+    """Tokens that end a text, by what the folder says first."""
+    options = source.description().options
+    places = [options.get("eos_token_id")]
+    if (source.path / "generation_config.json").is_file():
+        generation = read_json(source.path / "generation_config.json")
+        places.insert(0, generation.get("eos_token_id"))
+    if tokenizer is not None:
+        token = dict(tokenizer.special_tokens).get("eos_token")
+        places.append(None if token is None else tokenizer.token_id(token))
+    found = next((ends for ends in places if ends is not None), None)
+    return (found,) if isinstance(found, int) else found and tuple(found)
+
+
+def _ours(folder: Path, dtype, mesh) -> Model:
+    """A pair of our own training (`train.py`)."""
+    config = checkpoint.load_config(folder)
+    params = checkpoint.load_params(folder, config, dtype)
+    if mesh is not None:
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        params = jax.device_put(params, everywhere)
+    function = TransformerFn(config)
+    tokenizer = _find_tokenizer(folder, folder.parent)
+    return Model(
+        params=params,
+        apply=function,
+        init_cache=function.init_cache,
+        vocab_size=config.vocab_size,
+        tokenizer=tokenizer,
+        eos_id=None if tokenizer is None else tokenizer.token_id(END_OF_TEXT),
+    )
+
+
+def _find_tokenizer(*folders: Path) -> Tokenizer | None:
+    for folder in folders:
+        if (folder / TOKENIZER).is_file():
+            return Tokenizer.from_file(folder / TOKENIZER)
+    return None

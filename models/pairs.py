@@ -1,0 +1,138 @@
+"""Two models that decode together: target and draft over one vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+
+import jax.numpy as jnp
+from globalres_jax.models.loading import load
+from jax.sharding import Mesh
+
+from globalres_jax.base import Array, Cache, Model, ModelFn, Params
+from globalres_jax.prompt_lookup import PromptLookup
+
+LOOKUP, LAYERS = "prompt-lookup", "layers:"
+
+
+def load_pair(
+    target: str | os.PathLike,
+    draft: str | os.PathLike,
+    dtype=None,
+    mesh: Mesh | None = None,
+) -> tuple[Model, Model | PromptLookup]:
+    """Loads a target and what drafts for it.
+
+    Args:
+      target: as `load` takes it.
+      draft: likewise; or "layers:0-11" (also "layers:0-5,9,11"), the target with
+        these of its layers alone, which shares its weights in memory; or
+        "prompt-lookup", the continuation of an earlier occurrence in the text.
+      dtype: as in `load`.
+      mesh: as in `load`.
+
+    Returns:
+      (target, draft), the draft's logits fitted to the target's vocabulary.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`; or the vocabularies differ.
+    """
+    loaded = load(target, dtype, mesh)
+    name = str(draft)
+    if name == LOOKUP:
+        return loaded, PromptLookup()
+    if name.startswith(LAYERS):
+        return loaded, keep_layers(loaded, parse_layers(name))
+    return loaded, fit_vocabulary(loaded, load(draft, dtype, mesh))
+
+
+def parse_layers(name: str) -> tuple[int, ...]:
+    """The layers that "layers:0-5,9" names; ValueError if it is not of this form."""
+    ranges = name.removeprefix(LAYERS).split(",")
+    layers: list[int] = []
+    for part in ranges:
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if not found:
+            raise ValueError(
+                f"draft: {name!r} names no layers; write for example layers:0-11 or "
+                "layers:0-5,9,11"
+            )
+        first, last = int(found[1]), int(found[2] or found[1])
+        layers += range(first, last + 1)
+    if sorted(set(layers)) != layers:
+        raise ValueError(f"draft: {name!r} must name layers in order, each once")
+    return tuple(layers)
+
+
+def keep_layers(model: Model, layers: tuple[int, ...]) -> Model:
+    """The model with some of its layers; the weights are the same arrays.
+
+    Raises:
+      ValueError: it has no such layers.
+    """
+    count = getattr(model.apply, "num_layers", 0)
+    if layers and layers[-1] >= count:
+        raise ValueError(
+            f"draft: layer {layers[-1]} of a target whose layers are 0-{count - 1}"
+        )
+    function = model.apply.keep_layers(layers)
+    blocks = model.params["blocks"]
+    kept = {new: blocks[old] for new, old in enumerate(layers)}
+    params = type(model.params)({**model.params, "blocks": type(blocks)(kept)})
+    return dataclasses.replace(
+        model, params=params, apply=function, init_cache=function.init_cache
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedFn:
+    """A `ModelFn` whose logits cover `vocab_size` tokens.
+
+    Tokens that it lacks get no probability, and those it has beyond are cut off.
+    """
+
+    apply: ModelFn
+    vocab_size: int
+
+    def __call__(
+        self, params: Params, tokens: Array, positions: Array, cache: Cache, mask: Array
+    ) -> tuple[Array, Cache]:
+        logits, cache = self.apply(params, tokens, positions, cache, mask)
+        lacking = self.vocab_size - logits.shape[-1]
+        if lacking > 0:
+            widths = ((0, 0), (0, 0), (0, lacking))
+            logits = jnp.pad(logits, widths, constant_values=-jnp.inf)
+        return logits[..., : self.vocab_size], cache
+
+
+def fit_vocabulary(target: Model, draft: Model) -> Model:
+    """The draft over the target's vocabulary, where both mean the same tokens.
+
+    Output layers are often padded, by different amounts: such tails are fitted, and
+    so are tokens at the end that only one of the two has.
+
+    Raises:
+      ValueError: a token differs; it is shown.
+    """
+    ours, theirs = target.tokenizer, draft.tokenizer
+    if ours is not None and theirs is not None and ours != theirs:
+        for index in range(min(ours.vocab_size, theirs.vocab_size)):
+            pair = ours.token_text(index), theirs.token_text(index)
+            if pair[0] != pair[1]:
+                raise ValueError(
+                    f"draft: its vocabulary is not the target's: token {index} is "
+                    f"{pair[1]!r}, the target's {pair[0]!r}"
+                )
+    elif target.vocab_size != draft.vocab_size and ours is not theirs:
+        raise ValueError(
+            f"draft: has {draft.vocab_size} tokens, the target {target.vocab_size}, "
+            "and there are no two tokenizers to compare"
+        )
+    if target.vocab_size == draft.vocab_size:
+        return draft
+    return dataclasses.replace(
+        draft,
+        apply=FittedFn(draft.apply, target.vocab_size),
+        vocab_size=target.vocab_size,
+    )
