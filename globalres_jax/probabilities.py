@@ -82,11 +82,6 @@ def normalized_residual(mass: Array, fallback: Array) -> Array:
     return jnp.where(total > 0, mass / jnp.where(total > 0, total, 1), fallback)
 
 
-def sample(key: Array, probs: Array) -> Array:
-    """One token from `probs [V]` (need not be normalised): [] int32."""
-    return jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
-
-
 def _members(indices: Array, size: int) -> Array:
     flat = indices.reshape(-1, indices.shape[-1])
     rows = jnp.arange(flat.shape[0])[:, None]

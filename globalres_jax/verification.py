@@ -17,7 +17,7 @@ import numpy as np
 
 from globalres_jax.base import NO_TOKEN, Array, Decision, Verifier
 from globalres_jax.batching import map_rows
-from globalres_jax.probabilities import sample
+from globalres_jax.sampling import sample
 from globalres_jax.transport import optimal_acceptance_rate
 from globalres_jax.tree import TokenTree
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 
 import jax
@@ -13,19 +14,36 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from globalres_jax import models
 from globalres_jax.base import Model
+from globalres_jax.commands.loading import load_measured
 from globalres_jax.config import SpeculativeConfig
 from globalres_jax.decoding import Generation
 from globalres_jax.decoding import generate as decode
+from globalres_jax.prompt_lookup import PromptLookup
 from globalres_jax.verifiers import BY_NAME, SingleDraft, by_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--prompt", required=True, help="text to continue")
-    parser.add_argument("--target", default="embedded", help="model name or folder")
-    parser.add_argument("--draft", default="embedded-draft", help="likewise")
+    parser.add_argument(
+        "--target",
+        default="embedded",
+        help="embedded, a model folder, a .gguf file, or a hub id",
+    )
+    parser.add_argument(
+        "--draft",
+        help="likewise, or layers:0-11 (some of the target's layers), or prompt-lookup;"
+        " by default embedded-draft for embedded, else prompt-lookup",
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--system", help="first message of the chat")
+    parser.add_argument(
+        "--no-chat-template",
+        action="store_true",
+        help="continue the prompt as it is; without this, a model with a chat template"
+        " gets it as a user's message",
+    )
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -34,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[name for name, rule in BY_NAME.items() if rule.serves_trees],
     )
     parser.add_argument(
-        "--num-drafts", type=int, help="drafted paths (4; 1 for single-draft)"
+        "--num-drafts",
+        type=int,
+        help="drafted paths (4; 1 for single-draft and prompt-lookup)",
     )
     parser.add_argument("--draft-length", type=int, default=4, help="tokens a path")
     parser.add_argument("--temp", type=float, default=1.0, help="0 is greedy")
@@ -44,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", action="store_true", help="also decode without drafts"
     )
+    parser.add_argument(
+        "--verbose", action="store_true", help="load time and peak memory, to stderr"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object only")
 
 
@@ -51,20 +74,16 @@ def run(args: argparse.Namespace) -> None:
     """Loads the pair, generates, prints."""
     if not args.prompt:
         raise ValueError("--prompt: empty; give at least one character")
-    verifier = by_name(args.verifier)
-    num_drafts = args.num_drafts
-    if num_drafts is None:
-        num_drafts = 1 if isinstance(verifier, SingleDraft) else 4
-    config = SpeculativeConfig(
-        num_drafts=num_drafts,
-        draft_length=args.draft_length,
-        verifier=verifier,
-        temperature=args.temp,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
+    draft_name = args.draft
+    if draft_name is None:
+        embedded = args.target == "embedded"
+        draft_name = "embedded-draft" if embedded else "prompt-lookup"
+    config = _config(args, draft_name)
+    target, draft, loading = load_measured(
+        args.target, draft_name, jnp.dtype(args.dtype)
     )
-    target, draft = models.load(args.target), models.load(args.draft)
+    if args.verbose:
+        print(loading, file=sys.stderr)
     if target.tokenizer is None:
         raise ValueError(f"--target: {args.target} has no tokenizer")
     results = {"speculative": _timed(args, target, draft, config)}
@@ -74,6 +93,37 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(_as_json(args, target, results)))
     else:
         _show(args, target, results)
+
+
+def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
+    verifier = by_name(args.verifier)
+    num_drafts = args.num_drafts
+    if num_drafts is None:
+        single = isinstance(verifier, SingleDraft) or draft_name == "prompt-lookup"
+        num_drafts = 1 if single else 4
+    return SpeculativeConfig(
+        num_drafts=num_drafts,
+        draft_length=args.draft_length,
+        verifier=verifier,
+        temperature=args.temp,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+    )
+
+
+def _prompt_tokens(args: argparse.Namespace, target: Model) -> list[int]:
+    """The prompt as a user's message where the model is one for chats."""
+    tokenizer = target.tokenizer
+    if tokenizer.chat_template is None or args.no_chat_template:
+        if args.system is not None:
+            raise ValueError("--system: needs a model with a chat template")
+        return tokenizer.encode(args.prompt)
+    messages = [{"role": "user", "content": args.prompt}]
+    if args.system is not None:
+        messages.insert(0, {"role": "system", "content": args.system})
+    text = tokenizer.apply_chat_template(messages)
+    return tokenizer.encode(text, special_tokens=False)
 
 
 class TimedGeneration:
@@ -107,9 +157,9 @@ class TimedGeneration:
 
 
 def _timed(
-    args: argparse.Namespace, target: Model, draft: Model | None, config
+    args: argparse.Namespace, target: Model, draft: Model | PromptLookup | None, config
 ) -> TimedGeneration:
-    prompt = jnp.asarray([target.tokenizer.encode(args.prompt)], jnp.int32)
+    prompt = jnp.asarray([_prompt_tokens(args, target)], jnp.int32)
 
     def once() -> tuple[Generation, float]:
         start = time.perf_counter()
@@ -159,7 +209,9 @@ def _pieces(tokenizer, tokens: np.ndarray) -> list[str]:
 def _show(args: argparse.Namespace, target: Model, results: dict) -> None:
     console = Console(highlight=False)
     spoken = results["speculative"]
-    text = Text(args.prompt, style="bold")
+    chat = target.tokenizer.chat_template is not None and not args.no_chat_template
+    gap = "\n\n" if chat else ""
+    text = Text(args.prompt + gap, style="bold")
     pieces = _pieces(target.tokenizer, spoken.tokens)
     for piece, drafted in zip(pieces, spoken.from_draft, strict=True):
         text.append(piece, style="not bold green" if drafted else "not bold")
@@ -193,5 +245,7 @@ def _show(args: argparse.Namespace, target: Model, results: dict) -> None:
         plain = results["plain"]
         console.print("\nplain decoding wrote:", style="dim")
         console.print(
-            args.prompt + target.tokenizer.decode(plain.tokens), soft_wrap=True
+            args.prompt + gap + target.tokenizer.decode(plain.tokens),
+            soft_wrap=True,
+            markup=False,
         )

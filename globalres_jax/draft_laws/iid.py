@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +16,7 @@ from globalres_jax.draft_laws.law import (
     root_scale,
     transform,
 )
+from globalres_jax.sampling import sample_independent
 from globalres_jax.summation import blockwise_sum
 
 
@@ -66,9 +66,7 @@ class IID(DraftLaw):
                 "num_drafts: sample needs a Python int, since it fixes the shape; "
                 f"got {self.num_drafts!r}"
             )
-        return jax.random.categorical(
-            key, jnp.log(self.probs), shape=(int(self.num_drafts),)
-        ).astype(jnp.int32)
+        return sample_independent(key, self.probs, int(self.num_drafts))
 
     def containment(self, members: Array) -> Array:
         """Q(H), the probability that every draft lies in H (`members [V]` bool)."""

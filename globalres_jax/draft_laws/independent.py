@@ -14,6 +14,7 @@ from globalres_jax.draft_laws.law import (
     ratio_order,
     transform,
 )
+from globalres_jax.sampling import sample
 from globalres_jax.summation import blockwise_sum
 
 
@@ -56,8 +57,7 @@ class Independent(DraftLaw):
 
     def sample(self, key: Array) -> Array:
         """Draws the drafts: [n] int32."""
-        drafts = jax.random.categorical(key, jnp.log(self.probs), axis=-1)
-        return drafts.astype(jnp.int32)
+        return jax.vmap(sample)(jax.random.split(key, self.num_drafts), self.probs)
 
     def draft_probability(self, draft_tokens: Array) -> Array:
         """Probability of drawing exactly `draft_tokens [n]`, in this order: []."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from globalres_jax.base import NO_TOKEN, Array
+from globalres_jax.base import Array
 from globalres_jax.checks import is_concrete
 from globalres_jax.summation import blockwise_sum
 
@@ -203,11 +203,6 @@ def transform(probs: Array, survive: Array) -> Array:
     # Near 1 the first form is the exact one, near 0 the second.
     fallen = blockwise_sum((1 - survive) * probs)
     return jnp.maximum(1 - fallen, blockwise_sum(survive * probs))
-
-
-def known(tokens: Array, probs: Array) -> Array:
-    """`tokens`, and `NO_TOKEN` where `probs [V]` gives them no chance."""
-    return jnp.where(probs[tokens] > 0, tokens, NO_TOKEN).astype(jnp.int32)
 
 
 def no_factors(survive: Array) -> Array:

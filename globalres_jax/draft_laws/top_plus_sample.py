@@ -17,6 +17,7 @@ from globalres_jax.draft_laws.law import (
     root_scale,
     transform,
 )
+from globalres_jax.sampling import sample
 from globalres_jax.summation import blockwise_sum
 
 
@@ -65,7 +66,7 @@ class TopPlusSample(DraftLaw):
     def sample(self, key: Array) -> Array:
         """[n] int32: the fixed drafts, and the sampled one last."""
         proposal = self.proposal
-        last = jax.random.categorical(key, jnp.log(proposal))
+        last = sample(key, proposal)
         last = jnp.where(proposal[last] > 0, last, NO_TOKEN)
         return jnp.append(self.top, last).astype(jnp.int32)
 

@@ -1,4 +1,4 @@
-"""Different drafts: sampling without replacement (Gumbel top-n)."""
+"""Different drafts: sampling without replacement."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from globalres_jax.draft_laws.law import (
     check_num_drafts,
     check_support,
     keep_heaviest,
-    known,
     mass_beyond,
     no_factors,
     ratio_order,
     root_scale,
     transform,
 )
+from globalres_jax.sampling import sample_without_replacement
 from globalres_jax.summation import blockwise_sum
 
 #: From these odds q / (1 - q) on, a token is drafted as good as surely.
@@ -58,9 +58,7 @@ class WithoutReplacement(DraftLaw):
 
     def sample(self, key: Array) -> Array:
         """Draws the drafts: [n] int32, in the order of drawing."""
-        noise = jax.random.gumbel(key, self.probs.shape, self.dtype)
-        drafts = jax.lax.top_k(jnp.log(self.probs) + noise, self.num_drafts)[1]
-        return known(drafts, self.probs)
+        return sample_without_replacement(key, self.probs, self.num_drafts)
 
     def draft_probability(self, draft_tokens: Array) -> Array:
         """Probability of drawing exactly `draft_tokens [n]`, in this order: []."""
