@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from globalres_jax.base import Array
+from globalres_jax.checks import is_concrete
 
 DATA, MODEL = "data", "model"
 
@@ -125,9 +126,21 @@ def place_rows(mesh: Mesh | None, tree: Any) -> Any:
 
     def place(x: Array) -> Array:
         spec = [_split(mesh, DATA, x.shape[0])] if x.ndim else []
-        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        if is_concrete(x) and jax.process_count() > 1:
+            return _from_every_process(x, sharding)
+        return jax.device_put(x, sharding)
 
     return jax.tree.map(place, tree)
+
+
+def _from_every_process(x: Array, sharding: NamedSharding) -> Array:
+    """A global array of what every process holds whole."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _from_every_process(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: whole[index])
 
 
 def gather(mesh: Mesh | None, tree: Any) -> Any:

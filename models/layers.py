@@ -124,7 +124,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = jnp.einsum("...i,oi->...o", x, self.weight[...])
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        if self.bias is None:
+            return y
+        return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
 
 
 class RMSNorm(nnx.Module):
@@ -138,7 +140,8 @@ class RMSNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         size = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         normal = wide * jax.lax.rsqrt(size + self.eps)
-        return (normal * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+        scale = jnp.broadcast_to(self.scale[...].astype(jnp.float32), x.shape)
+        return (normal * scale).astype(x.dtype)
 
 
 class Embedding(nnx.Module):

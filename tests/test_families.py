@@ -1,7 +1,9 @@
 """Every family computes what the reference implementation computed (data/)."""
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -203,7 +205,7 @@ def python(script: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", script, str(DATA), *arguments],
-        env={**__import__("os").environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -216,7 +218,7 @@ def output(process: subprocess.Popen) -> str:
     return out
 
 
-GENERATE = """
+SCRIPT = """
 import sys, json, jax, jax.numpy as jnp, numpy as np
 data, number, port = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if port != "0":
@@ -228,27 +230,46 @@ mesh = None
 if jax.device_count() > 1:
     mesh = sharding.make_mesh(data=2)
     assert dict(mesh.shape) == {"data": 2, "model": jax.device_count() // 2}
-for name in ("qwen2", "gemma3"):
-    target, draft = gr.models.load_pair(f"{data}/{name}", "layers:0-1", mesh=mesh)
-    weight = target.params["blocks"][0]["attention"]["query"]["weight"]
-    if mesh is not None:
-        shard = weight[...].addressable_shards[0].data.shape
-        assert shard[0] * mesh.shape["model"] == weight.shape[0], shard
-    prompts = jnp.array([[3, 4, 5, 6], [9, 8, 0, 0]], jnp.int32)
-    config = gr.SpeculativeConfig(num_drafts=2, draft_length=3)
-    result = gr.generate(
-        jax.random.key(7), target, draft, prompts, jnp.array([4, 2]), config, 16
+target, draft = gr.models.load_pair(f"{data}/qwen2", "layers:0-1", mesh=mesh)
+weight = target.params["blocks"][0]["attention"]["query"]["weight"]
+if mesh is not None:
+    shard = weight[...].addressable_shards[0].data.shape
+    assert shard[0] * mesh.shape["model"] == weight.shape[0], shard
+prompts = jnp.array([[3, 4, 5, 6], [9, 8, 0, 0]], jnp.int32)
+config = gr.SpeculativeConfig(num_drafts=2, draft_length=2)
+result = gr.generate(
+    jax.random.key(7), target, draft, prompts, jnp.array([4, 2]), config, 16
+)
+tokens = json.dumps(np.asarray(result.tokens).tolist())
+# Sharded logits are the reference's, for every family.
+for name in sys.argv[4:]:
+    model = gr.models.load(f"{data}/{name}", mesh=mesh)
+    golden = np.load(f"{data}/{name}/golden.npz")
+    length = golden["tokens"].shape[1]
+    mask = jnp.tril(jnp.ones((length, length), bool))
+    logits, cache = jax.jit(model.apply)(
+        model.params,
+        golden["tokens"],
+        jnp.broadcast_to(jnp.arange(length)[None], (2, length)),
+        model.init_cache(2, length),
+        jnp.broadcast_to(mask[None], (2, length, length)),
     )
-    print(json.dumps(np.asarray(result.tokens).tolist()))
+    np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
+    assert cache.keys[0].addressable_shards[0].data.shape[0] == 1
+print(tokens)
 """
 
 
 def test_one_device_eight_devices_and_two_processes_write_the_same():
-    alone = python(GENERATE, "0", "0")
-    spread = python(GENERATE, "0", "0", devices=8)
-    wanted = output(alone)
-    assert len(wanted.splitlines()) == 2
-    assert output(spread) == wanted
-    port = str(20_000 + hash(DATA) % 20_000)
-    pair = [python(GENERATE, str(i), port, devices=2) for i in range(2)]
-    assert [output(process) for process in pair] == [wanted, wanted]
+    """And with eight devices all families compute what the reference did."""
+    wanted = output(python(SCRIPT, "0", "0")).splitlines()[-1]
+    assert json.loads(wanted)[0][15] >= 0
+    spread = python(SCRIPT, "0", "0", *FAMILIES, devices=8)
+    assert output(spread).splitlines()[-1] == wanted
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    pair = [python(SCRIPT, str(i), port, devices=2) for i in range(2)]
+    for process in pair:
+        # The library that joins them talks on standard output, too.
+        assert output(process).splitlines()[-1] == wanted

@@ -92,8 +92,11 @@ def main() -> None:
         model.save_pretrained(folder, max_shard_size=shard)
         (folder / "generation_config.json").unlink(missing_ok=True)
         tokens = torch.randint(0, config.vocab_size, (2, 24))
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        )
         with torch.no_grad():
-            logits = model.float().eval()(tokens).logits
+            logits = model.eval()(tokens).logits
         np.savez_compressed(
             folder / "golden.npz", tokens=tokens.numpy(), logits=logits.numpy()
         )
