@@ -10,7 +10,7 @@ from pathlib import Path
 if not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
-from globalres_jax import models, testing, verifiers
+from globalres_jax import draft_laws, models, sharding, testing, verifiers
 from globalres_jax.base import Decision, Model
 from globalres_jax.config import SpeculativeConfig
 from globalres_jax.decoding import Generation, generate
@@ -47,10 +47,12 @@ __all__ = [
     "TopPlusSample",
     "TransportPlan",
     "WithoutReplacement",
+    "draft_laws",
     "generate",
     "models",
     "optimal_acceptance_rate",
     "paths",
+    "sharding",
     "solve_transport",
     "testing",
     "verifiers",

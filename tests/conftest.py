@@ -13,6 +13,18 @@ jax.config.update("jax_debug_key_reuse", True)
 
 
 @pytest.fixture
+def quick_compilation():
+    """Less optimised programs, for tests of what is computed and not how fast.
+
+    Compilation is most of their time, and with this it takes two thirds. Tests of the
+    solver's float32 arithmetic and of the shipped commands run what users run.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def float64():
     with jax.enable_x64(True):
         yield np.float64

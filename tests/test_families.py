@@ -17,6 +17,8 @@ from globalres_jax.models.description import Description
 import globalres_jax as gr
 from globalres_jax.tree import tree_mask
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DATA = Path(__file__).parent / "data"
 FAMILIES = sorted(path.parent.name for path in DATA.glob("*/golden.npz"))
 LENGTH, CAPACITY = 24, 32

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file
 
 import globalres_jax as gr
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DATA = Path(__file__).parent / "data"
 TYPES = gguf.GGMLQuantizationType
 #: Golden folder: architecture in GGUF.

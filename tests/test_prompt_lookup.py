@@ -7,6 +7,8 @@ import pytest
 
 import globalres_jax as gr
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WIDTH = 12
 
 

@@ -11,6 +11,8 @@ from conftest import adversarial, distributions, draft_laws
 import globalres_jax as gr
 from globalres_jax import verifiers
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CHEAP = {
     name: rule()
     for name, rule in verifiers.BY_NAME.items()

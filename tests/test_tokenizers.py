@@ -15,6 +15,8 @@ from globalres_jax.models.pairs import fit_vocabulary
 
 import globalres_jax as gr
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TEXTS = [
     "ROMEO:\nO, she doth teach the torches to burn bright!",
     "  two  spaces,\ttabs\n\n\n",
