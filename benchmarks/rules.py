@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -141,8 +142,11 @@ def main() -> None:
     work = [(v, n, c) for v in args.vocab for n in args.num_drafts for c in chosen]
     cells = []
     console = Console(stderr=True)
+    made = functools.lru_cache(maxsize=1)(
+        lambda size: rows(jax.random.key(size), size, args.top_k)
+    )
     for vocab_size, n, case in track(work, "rules", console=console, transient=True):
-        p, q = rows(jax.random.key(vocab_size), vocab_size, args.top_k)
+        p, q = made(vocab_size)
         cells.append(measure(case, p, q, n, args.top_k))
     report = markdown(cells)
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores\n{report}")

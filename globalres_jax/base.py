@@ -59,6 +59,20 @@ class Model:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class NewCache:
+    """`function.init_cache`, equal for equal functions.
+
+    A bound method equals only that of the same object, and a model loaded twice would
+    be compiled twice.
+    """
+
+    function: Any
+
+    def __call__(self, batch: int, length: int) -> Cache:
+        return self.function.init_cache(batch, length)
+
+
 class Decision(NamedTuple):
     """The conditional law of the emitted token, given the drafts.
 

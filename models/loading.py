@@ -26,7 +26,7 @@ from globalres_jax.models.tokenizer import TOKENIZER, Tokenizer
 from globalres_jax.models.transformer import TransformerFn
 from jax.sharding import Mesh
 
-from globalres_jax.base import Model
+from globalres_jax.base import Model, NewCache
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -85,7 +85,7 @@ def _family_model(source: TensorSource, dtype, mesh, tokenizer, ends) -> Model:
     return Model(
         params=load_parameters(source, family, config, dtype, mesh),
         apply=function,
-        init_cache=function.init_cache,
+        init_cache=NewCache(function),
         vocab_size=config.vocab_size,
         tokenizer=tokenizer,
         eos_id=ends,
@@ -132,7 +132,7 @@ def _ours(folder: Path, dtype, mesh) -> Model:
     return Model(
         params=params,
         apply=function,
-        init_cache=function.init_cache,
+        init_cache=NewCache(function),
         vocab_size=config.vocab_size,
         tokenizer=tokenizer,
         eos_id=None if tokenizer is None else tokenizer.token_id(END_OF_TEXT),

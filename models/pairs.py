@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from globalres_jax.models.loading import load
 from jax.sharding import Mesh
 
-from globalres_jax.base import Array, Cache, Model, ModelFn, Params
+from globalres_jax.base import Array, Cache, Model, ModelFn, NewCache, Params
 from globalres_jax.prompt_lookup import PromptLookup
 
 LOOKUP, LAYERS = "prompt-lookup", "layers:"
@@ -81,7 +81,7 @@ def keep_layers(model: Model, layers: tuple[int, ...]) -> Model:
     kept = {new: blocks[old] for new, old in enumerate(layers)}
     params = type(model.params)({**model.params, "blocks": type(blocks)(kept)})
     return dataclasses.replace(
-        model, params=params, apply=function, init_cache=function.init_cache
+        model, params=params, apply=function, init_cache=NewCache(function)
     )
 
 

@@ -238,7 +238,7 @@ if mesh is not None:
     shard = weight[...].addressable_shards[0].data.shape
     assert shard[0] * mesh.shape["model"] == weight.shape[0], shard
 prompts = jnp.array([[3, 4, 5, 6], [9, 8, 0, 0]], jnp.int32)
-config = gr.SpeculativeConfig(num_drafts=2, draft_length=2)
+config = gr.SpeculativeConfig(num_drafts=2, draft_length=1)
 result = gr.generate(
     jax.random.key(7), target, draft, prompts, jnp.array([4, 2]), config, 16
 )

@@ -200,3 +200,10 @@ def test_a_mesh_replicates_the_parameters():
     model = models.load("embedded-draft", mesh=mesh)
     leaf = jax.tree.leaves(model.params)[0]
     assert leaf.sharding.is_fully_replicated
+
+
+def test_a_model_loaded_twice_is_the_same_program():
+    first, second = (models.load("embedded") for _ in range(2))
+    structures = [jax.tree.structure(model) for model in (first, second)]
+    assert structures[0] == structures[1]
+    assert hash(structures[0]) == hash(structures[1])

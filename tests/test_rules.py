@@ -11,8 +11,6 @@ from conftest import adversarial, distributions, draft_laws
 import globalres_jax as gr
 from globalres_jax import verifiers
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CHEAP = {
     name: rule()
     for name, rule in verifiers.BY_NAME.items()
@@ -37,6 +35,7 @@ def cases(sizes, random=3):
                 yield p, n, name, law
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("size", [(5, 2), (4, 3), (6, 4)])
 def test_rules_are_lossless_and_below_the_linear_program(size, float64):
     served = set()
