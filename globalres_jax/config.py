@@ -28,7 +28,7 @@ class SpeculativeConfig:
       tree: shape of the token tree; `paths(num_drafts, draft_length)` if None. Where
         it is given, it alone counts.
       law: draft law of the children of a node, `law(probs, num_drafts,
-        max_support=...)`.
+        max_support=...)`: `IID`, since paths that spell the same text are merged.
       verifier: single-step rule.
       temperature, top_k, top_p, min_p: sampling options, for target and draft alike,
         applied in this order; temperature 0 is greedy.
@@ -60,6 +60,11 @@ class SpeculativeConfig:
                 raise ValueError(
                     f"verifier: {type(self.verifier).__name__} needs a fixed number of "
                     "drafts, and in a token tree it depends on the tokens"
+                )
+            if isinstance(self.law, type) and not issubclass(self.law, IID):
+                raise ValueError(
+                    "law: the nodes of a token tree draw their children independently, "
+                    f"so IID is allowed, got {self.law.__name__}"
                 )
             most = max(len(level) for level in self.tree.levels[1:])
             self.verifier.check(self.law(np.array([0.5, 0.5]), most))

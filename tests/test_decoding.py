@@ -309,6 +309,8 @@ def test_bad_requests_are_named(pair):
         config=cache(5),
     )
     refuses("need 11 slots, got 10", config=cache(10))
+    with pytest.raises(ValueError, match="so IID is allowed, got WithoutReplacement"):
+        gr.SpeculativeConfig(law=gr.WithoutReplacement)
     with pytest.raises(ValueError, match="num_drafts: must be at least 1, got 0"):
         gr.SpeculativeConfig(num_drafts=0)
     with pytest.raises(ValueError, match="SingleDraft verifies 1 draft, got 4"):

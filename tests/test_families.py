@@ -91,7 +91,7 @@ def test_a_tree_equals_each_of_its_paths(golden):
         np.testing.assert_allclose(together[:, path], alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["gemma3", "qwen2", "llama3"])
 def test_bfloat16_is_near(name):
     golden = np.load(DATA / name / "golden.npz")
     tokens, wanted = golden["tokens"], golden["logits"]

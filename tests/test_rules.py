@@ -11,6 +11,7 @@ from conftest import adversarial, distributions, draft_laws
 import globalres_jax as gr
 from globalres_jax import verifiers
 
+SIZES = [(6, 2), pytest.param((5, 3), marks=pytest.mark.sweep), (4, 4)]
 CHEAP = {
     name: rule()
     for name, rule in verifiers.BY_NAME.items()
@@ -62,7 +63,7 @@ def test_rules_are_lossless_and_below_the_linear_program(size, float64):
 @pytest.mark.parametrize(
     "name", ["independent", "deterministic", "without replacement", "top plus sample"]
 )
-@pytest.mark.parametrize("size", [(6, 2), (5, 3), (4, 4)])
+@pytest.mark.parametrize("size", SIZES)
 def test_global_resolution_is_the_optimum_of_every_law(name, size, float64):
     rule = verifiers.GlobalResolution()
     worst = verifiers.GlobalResolution(solver=gr.ProjectedNewton(maxiter=1))

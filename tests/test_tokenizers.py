@@ -191,7 +191,7 @@ def named_model(tokens, vocab_size):
     )
 
 
-@pytest.mark.parametrize("sizes", [(5, 7), (7, 5), (6, 6)])
+@pytest.mark.parametrize("sizes", [(5, 7), (7, 5)])
 def test_padded_vocabularies_make_a_pair(sizes):
     """The text has the target's law: plain and speculative agree at temperature 0."""
     words = ["a", "b", "c", "d"]

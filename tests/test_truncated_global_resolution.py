@@ -17,7 +17,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.mark.parametrize(
-    ("tau", "vocab_size", "n"), [(1e-2, 4, 2), (1e-3, 5, 3), (1e-4, 4, 2)]
+    ("tau", "vocab_size", "n"),
+    [
+        (1e-2, 4, 2),
+        (1e-3, 5, 3),
+        pytest.param(1e-4, 4, 2, marks=pytest.mark.sweep),
+    ],
 )
 def test_bounds_of_the_paper(tau, vocab_size, n, float64):
     """L1 deviation at most 15 tau, acceptance lost at most 10 tau."""
