@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array, Cache, Model
-from globalres_jax.cache import commit
+from globalres_jax.cache import commit, write_slots
 from globalres_jax.checks import is_concrete
 from globalres_jax.config import SpeculativeConfig
 from globalres_jax.drafting import draft_tree
@@ -168,7 +168,6 @@ def decode_step(
     kept = kept & ~state.finished[:, None]
     count = jnp.sum(kept, 1)
     slots = jnp.where(kept, state.lengths[:, None] + index, state.tokens.shape[1])
-    write = jax.vmap(lambda row, slot, value: row.at[slot].set(value, mode="drop"))
     lengths = state.lengths + count
     finished = state.finished | jnp.any(is_eos & kept, 1)
     finished = finished | (lengths >= state.tokens.shape[1])
@@ -199,8 +198,10 @@ def decode_step(
         draft_cache=draft_cache,
         previous=jnp.where(ended, state.previous, previous),
         root=jnp.where(ended, state.root, root),
-        tokens=write(state.tokens, slots, walk.tokens),
-        from_draft=write(state.from_draft, slots, index < walk.accept_length[:, None]),
+        tokens=write_slots(state.tokens, slots, walk.tokens),
+        from_draft=write_slots(
+            state.from_draft, slots, index < walk.accept_length[:, None]
+        ),
         lengths=lengths,
         finished=finished,
         metrics=count_step(

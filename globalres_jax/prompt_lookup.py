@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.cache import write_slots
 from globalres_jax.tree import TokenTree
 
 
@@ -69,5 +70,4 @@ class PromptLookup:
     def extend(self, history: Array, base: Array, tokens: Array) -> Array:
         """The text with `tokens [B, T]` after the one at `base [B]`."""
         slots = base[:, None] + 1 + jnp.arange(tokens.shape[1])[None]
-        write = jax.vmap(lambda row, slot, new: row.at[slot].set(new, mode="drop"))
-        return write(history, slots, tokens)
+        return write_slots(history, slots, tokens)

@@ -66,14 +66,14 @@ def parameter_sharding(
     if mesh is None:
         return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     layer, kind = path[-2], path[-1]
-    if layer not in _SPLIT or kind == "scale":
+    if layer not in _SPLIT:
         return NamedSharding(mesh, PartitionSpec())
     dimension = _SPLIT[layer]
     if kind == "bias" and dimension == 1:
         return NamedSharding(mesh, PartitionSpec())
     heads = {
         "query": attention.num_heads,
-        "out": attention.num_heads if "attention" in path else shape[-1],
+        "out": attention.num_heads,
         "key": attention.num_kv_heads,
         "value": attention.num_kv_heads,
     }

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from globalres_jax.models.safetensors_folder import CONFIG, read_json
 from globalres_jax.models.transformer import Transformer, TransformerConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 from globalres_jax.base import Params
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+WEIGHTS = "model.safetensors"
 
 
 def save_checkpoint(folder: Path, config: TransformerConfig, params: Params, dtype):
@@ -39,13 +40,8 @@ def save_checkpoint(folder: Path, config: TransformerConfig, params: Params, dty
 def load_config(folder: Path) -> TransformerConfig:
     """Reads `config.json`; raises ValueError naming the file if it is not ours."""
     path = folder / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"source: no {CONFIG} in {folder}")
-    try:
-        described = json.loads(path.read_text())
-        architecture = described.pop("architecture", None)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"source: {path} is not a model config: {error}") from error
+    described = read_json(path)
+    architecture = described.pop("architecture", None)
     if architecture != "transformer":
         raise ValueError(
             f"source: {path} has architecture {architecture!r}; "

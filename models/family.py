@@ -18,11 +18,11 @@ FRAME_NAMES = {
 
 def _block(ours: str, theirs: str, gguf: str) -> dict[str, tuple[str, str]]:
     return {
-        f"blocks.*.{ours}.{ending}": (
-            f"model.layers.*.{theirs}.{name}",
-            f"blk.*.{gguf}.{name}",
+        f"blocks.*.{ours}.{kind}": (
+            f"model.layers.*.{theirs}.{kind}",
+            f"blk.*.{gguf}.{kind}",
         )
-        for ending, name in (("weight", "weight"), ("bias", "bias"))
+        for kind in ("weight", "bias")
     }
 
 

@@ -6,6 +6,7 @@ is read, a block of rows at a time, straight into the memory it stays in.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -26,6 +27,7 @@ class TensorSource(Protocol):
     """An open checkpoint."""
 
     scheme: str
+    path: Path
     architecture: str
 
     def description(self) -> Description: ...

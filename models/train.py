@@ -20,7 +20,8 @@ import numpy as np
 import optax
 from flax import nnx
 from globalres_jax.models import END_OF_TEXT
-from globalres_jax.models.checkpoint import TOKENIZER, load_params, save_checkpoint
+from globalres_jax.models.checkpoint import load_params, save_checkpoint
+from globalres_jax.models.tokenizer import TOKENIZER
 from globalres_jax.models.transformer import Transformer, TransformerConfig
 from rich.progress import Progress
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -112,10 +112,14 @@ def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
     )
 
 
+def _is_chat(args: argparse.Namespace, target: Model) -> bool:
+    return target.tokenizer.chat_template is not None and not args.no_chat_template
+
+
 def _prompt_tokens(args: argparse.Namespace, target: Model) -> list[int]:
     """The prompt as a user's message where the model is one for chats."""
     tokenizer = target.tokenizer
-    if tokenizer.chat_template is None or args.no_chat_template:
+    if not _is_chat(args, target):
         if args.system is not None:
             raise ValueError("--system: needs a model with a chat template")
         return tokenizer.encode(args.prompt)
@@ -209,8 +213,7 @@ def _pieces(tokenizer, tokens: np.ndarray) -> list[str]:
 def _show(args: argparse.Namespace, target: Model, results: dict) -> None:
     console = Console(highlight=False)
     spoken = results["speculative"]
-    chat = target.tokenizer.chat_template is not None and not args.no_chat_template
-    gap = "\n\n" if chat else ""
+    gap = "\n\n" if _is_chat(args, target) else ""
     text = Text(args.prompt + gap, style="bold")
     pieces = _pieces(target.tokenizer, spoken.tokens)
     for piece, drafted in zip(pieces, spoken.from_draft, strict=True):
