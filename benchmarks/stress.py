@@ -33,7 +33,7 @@ def families(rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, np.nda
     """Endless batches (name, p [rows, V], q [rows, V])."""
     rows = 50
     while True:
-        for size in (1, 2, 8, 50, 300):
+        for size in (1, 2, 8, 50, 300, 2000):
             shape = (rows, size)
             for concentration in (0.02, 0.3, 3.0):
                 alpha = np.full(size, concentration)

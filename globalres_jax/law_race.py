@@ -104,7 +104,7 @@ def _(problem: LawProblem, weights: Array) -> Array:
 
 @curvature.register
 def _(problem: LawProblem, weights: Array) -> LawCurvature:
-    nodes, measure = quadrature(weights.dtype, coarse=True)
+    nodes, measure = quadrature(weights.dtype, "coarse")
     if not problem.law.exact_moments and len(weights) <= _DENSE:
         return _dense_curvature(problem, weights)
     moments = problem.law.moments(jnp.exp(-nodes[:, None] * weights[None, :]))

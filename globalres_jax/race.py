@@ -31,6 +31,12 @@ from globalres_jax.summation import blockwise_sum
 #: Upper bound A of the log-weights. A token at the bound beats every other one; the
 #: acceptance given up is about exp(-(A - largest inner log-weight)).
 LOG_WEIGHT_BOUND = 24.0
+#: Log-weight that stands for weight zero where an optimizer needs a finite number.
+LOG_WEIGHT_FLOOR = -80.0
+
+#: Step, margin below -A and upper end of the quadratures in s = log t.
+_GRIDS = {"fine": (0.55, 11.0, 3.0), "coarse": (0.65, 10.0, 2.7)}
+_FLOAT64_GRID = (0.3, 17.0, 3.7)
 
 
 class RaceProblem(NamedTuple):
@@ -42,6 +48,7 @@ class RaceProblem(NamedTuple):
       num_drafts: [] number of i.i.d. drafts, in the dtype of `p`.
       excess: [] Q(H*) - p(H*), so that no rule accepts more than 1 - excess.
       missing: [] 1 - sum(p), target probability that no draft can serve.
+      outside_q: [] draft mass that `q` lacks and that no set H holds.
     """
 
     p: Array
@@ -49,6 +56,7 @@ class RaceProblem(NamedTuple):
     num_drafts: Array
     excess: Array
     missing: Array
+    outside_q: Array
 
 
 class Curvature(NamedTuple):
@@ -93,24 +101,21 @@ class Curvature(NamedTuple):
         return right + tokens * product(nodes * inner, survive)
 
 
-def quadrature(dtype, coarse: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def quadrature(dtype, grid: str = "fine") -> tuple[np.ndarray, np.ndarray]:
     """Nodes t [S], descending, and weights: `sum_s weights f(t) ~ int exp(-t) f(t) dt`.
 
     The trapezoid rule in s = log t. Every integrand here is analytic in the strip
     |Im s| < pi/2; for the narrowest, x exp(-x) with x = t w, step h errs by
-    2 |Gamma(1 + 2 pi i / h)|: 3e-7 at 0.55, 1e-6 at 0.6, 3e-13 at 0.3. Below the
-    last node integrands fall like exp(s); that geometric tail is folded into the last
-    weight, with an error of order n^2 exp(-2 margin) for a margin below -A.
+    2 |Gamma(1 + 2 pi i / h)|: 3e-7 at 0.55, 4e-6 at 0.65, 3e-13 at 0.3.
+    Below the last node integrands fall like exp(s); that geometric tail is folded into
+    the last weight, with an error of order n^2 exp(-2 margin) for a margin below -A.
 
     Args:
       dtype: float32 or float64.
-      coarse: for the solver's iterations, to a gap of 1e-6 in float32. What decides
-        the output law is never coarse.
+      grid: "fine" for what decides the output law; "coarse" for a solver's iterations,
+        to a gap of 3e-6 in float32.
     """
-    if dtype == jnp.float32:
-        step, margin, top = (0.6, 10.0, 3.0) if coarse else (0.55, 11.0, 3.0)
-    else:
-        step, margin, top = 0.3, 17.0, 3.7
+    step, margin, top = _GRIDS[grid] if dtype == jnp.float32 else _FLOAT64_GRID
     nodes = np.exp(np.arange(-(LOG_WEIGHT_BOUND + margin), top, step))[::-1]
     weights = step * nodes * np.exp(-nodes)
     weights[-1] /= 1 - np.exp(-step)
@@ -122,7 +127,7 @@ def race_weights(problem: RaceProblem, log_weights: Array) -> Array:
     return jnp.where(problem.p > 0, jnp.exp(log_weights), 0)
 
 
-def _power(fallen: Array, exponent: Array) -> Array:
+def power_of_phi(fallen: Array, exponent: Array) -> Array:
     """`(1 - fallen) ** exponent`, exact to rounding for small `fallen`, 0 ** 0 = 1.
 
     Raising phi itself would multiply its rounding error by n.
@@ -140,10 +145,31 @@ def _survival(problem: RaceProblem, weights: Array, nodes: Array):
 @singledispatch
 def pick_law(problem: RaceProblem, weights: Array) -> Array:
     """Beta [V]: the probability that each token is picked, for `weights [V]`."""
-    nodes, measure = quadrature(weights.dtype)
+    return pick_and_fall(problem, weights)[0]
+
+
+def pick_and_fall(
+    problem: RaceProblem, weights: Array, grid: str = "fine"
+) -> tuple[Array, Array]:
+    """The pick law beta [V] of i.i.d. drafts; 1 - phi [S] at the nodes of a grid."""
+    n = problem.num_drafts
+    nodes, measure = quadrature(weights.dtype, grid)
     survive, fallen = _survival(problem, weights, nodes)
-    scale = problem.num_drafts * measure * _power(fallen, problem.num_drafts - 1)
-    return problem.q * weights * product(scale, survive)
+    scale = n * measure * power_of_phi(fallen, n - 1)
+    return problem.q * weights * product(scale, survive), fallen
+
+
+@jax.custom_jvp
+def as_pick_law(pick: Array, problem: RaceProblem, weights: Array) -> Array:
+    """`pick [V]`, known to be `pick_law(problem, weights)`, with its derivatives."""
+    del problem, weights
+    return pick
+
+
+@as_pick_law.defjvp
+def _(primals, tangents):
+    _, tangent = jax.jvp(pick_law, primals[1:], tangents[1:])
+    return primals[0], tangent
 
 
 @singledispatch
@@ -154,14 +180,14 @@ def curvature(problem: RaceProblem, weights: Array) -> Curvature:
     with x (1 - x) for x, and the factors are sqrt(C_s) q x exp(-x).
     """
     n = problem.num_drafts
-    nodes, measure = quadrature(weights.dtype, coarse=True)
+    nodes, measure = quadrature(weights.dtype, "coarse")
     survive, fallen = _survival(problem, weights, nodes)
-    scale = n * measure * _power(fallen, n - 1)
+    scale = n * measure * power_of_phi(fallen, n - 1)
     first, second = product(jnp.stack([scale, scale * nodes]), survive)
     token_scale = problem.q * weights
     pick = token_scale * first
     # At n = 1 the power is phi ** -1 times zero.
-    power = _power(fallen, jnp.maximum(n - 2, 0))
+    power = power_of_phi(fallen, jnp.maximum(n - 2, 0))
     node_scale = jnp.sqrt(n * (n - 1) * measure * nodes * power)
     return Curvature(
         pick=pick,

@@ -10,6 +10,7 @@ and both only decide how much is accepted: any log-weights give a lossless rule.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -21,22 +22,22 @@ from jaxopt.base import IterativeSolver, OptStep
 
 from globalres_jax.base import Array
 from globalres_jax.batching import in_rows
+from globalres_jax.curve import solve_on_curve
+from globalres_jax.newton import acceptance_gap, free_tokens, newton_direction
 from globalres_jax.race import (
     LOG_WEIGHT_BOUND,
-    Curvature,
+    LOG_WEIGHT_FLOOR,
     RaceProblem,
     curvature,
     dual_objective,
-    optimal_excess,
     pick_law,
     race_weights,
-    rejection_rate,
 )
 from globalres_jax.summation import blockwise_sum
 
-#: Log-weight that stands for weight zero where an optimizer needs a finite number.
-LOG_WEIGHT_FLOOR = -80.0
-_TINY = 1e-37
+_POOL_ITERATIONS = 14
+#: Problems with fewer tokens than this are solved without pools.
+POOLED_FROM = 320
 
 
 class RaceSolver(Protocol):
@@ -47,48 +48,8 @@ class RaceSolver(Protocol):
     def run(self, init_params: Array, problem: RaceProblem) -> OptStep:
         """Log-weights [V] from `init_params [V]`, and a state with `iter_num`."""
 
-    def refine(
-        self, start: Array, gap: Array, problem: RaceProblem
-    ) -> tuple[Array, Array]:
-        """The same from a start whose gap is known; also the iterations [].
-
-        Where the gap is small enough nothing is evaluated, and that is the rule.
-        """
-
-
-def acceptance_gap(problem: RaceProblem, log_weights: Array, pick: Array) -> Array:
-    """Optimal minus achieved acceptance rate, from two small sums: [].
-
-    The race rejects `sum (p - beta)_+`, the best rule rejects `Q(H*) - p(H*)`.
-    """
-    rejected = rejection_rate(problem.p, pick, problem.missing)
-    return rejected - optimal_excess(problem, log_weights)
-
-
-def free_tokens(problem: RaceProblem, log_weights: Array, pick: Array) -> Array:
-    """[V] bool: tokens whose optimality condition is `beta_i = p_i`.
-
-    The others have no mass to move, or sit at the bound and still want more.
-    """
-    satisfied = (log_weights >= LOG_WEIGHT_BOUND) & (pick <= problem.p)
-    return (problem.p > 0) & (problem.q > 0) & ~satisfied
-
-
-def newton_direction(
-    problem: RaceProblem, curve: Curvature, free: Array, damping: Array
-) -> Array:
-    """Levenberg-damped Newton step on the free tokens: [V].
-
-    The Hessian is diagonal plus low rank; its diagonal is scaled to 1.
-    """
-    # The exact diagonal is positive; rounding near the bound is not always.
-    diagonal = jnp.maximum(curve.diagonal, 1e-3 * curve.pick)
-    diagonal = diagonal + damping * curve.pick + _TINY
-    root = jnp.where(free, jax.lax.rsqrt(diagonal), 0)
-    gradient = jnp.where(free, problem.p - curve.pick, 0) * root
-    step = curve.solve_scaled(root, gradient)
-    # A factorisation that rounding broke leaves the diagonal step.
-    return jnp.where(jnp.all(jnp.isfinite(step)), step, gradient) * root
+    def solve(self, start: Array, problem: RaceProblem) -> tuple[Array, Array, Array]:
+        """An i.i.d. race: log-weights [V], their pick law [V], iterations []."""
 
 
 class NewtonState(NamedTuple):
@@ -101,6 +62,7 @@ class NewtonState(NamedTuple):
       residual: [] L1 norm of the free tokens' gradient at `params`.
       damping: [] Levenberg damping, relative to beta.
       retry: [] bool, the last step was rejected and `trial` is `params` again.
+      stalled: [] bool, the last step lowered the gap too little.
     """
 
     iter_num: Array
@@ -109,6 +71,7 @@ class NewtonState(NamedTuple):
     residual: Array
     damping: Array
     retry: Array
+    stalled: Array
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -127,11 +90,13 @@ class ProjectedNewton(IterativeSolver):
       tol: acceptance gap at which a plan counts as converged. The loop goes on to
         a quarter of it, so that rounding in the last evaluation does not undo it.
       max_step: largest change of a log-weight in one step.
+      least_progress: a step that lowers the gap by less than this is the last.
     """
 
     maxiter: int = 50
     tol: float = 2e-5
     max_step: float = 4.0
+    least_progress: float = -math.inf
     implicit_diff: bool = True
     implicit_diff_solve: Callable | None = None
     jit: bool = True
@@ -139,7 +104,8 @@ class ProjectedNewton(IterativeSolver):
     verbose: bool = False
 
     @property
-    def _goal(self) -> float:
+    def goal(self) -> float:
+        """The acceptance gap at which iterations stop."""
         return 0.25 * self.tol
 
     def init_state(self, init_params: Array, problem: RaceProblem) -> NewtonState:
@@ -152,6 +118,7 @@ class ProjectedNewton(IterativeSolver):
             init_params,
             infinite,
             jnp.full_like(infinite, 1e-4),
+            jnp.zeros((), bool),
             jnp.zeros((), bool),
         )
 
@@ -180,9 +147,13 @@ class ProjectedNewton(IterativeSolver):
             step = jnp.clip(step, -self.max_step, self.max_step)
             return jnp.clip(trial + step, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
 
+        stalled = better & (state.error - error < self.least_progress)
+
         # The step is most of the work, and the last one would not be taken.
         onward = jax.lax.cond(
-            keep & (error > self._goal), stepped, lambda: jnp.where(keep, trial, params)
+            keep & (error > self.goal) & ~stalled,
+            stepped,
+            lambda: jnp.where(keep, trial, params),
         )
         next_state = NewtonState(
             state.iter_num + 1,
@@ -191,28 +162,62 @@ class ProjectedNewton(IterativeSolver):
             jnp.where(better, residual, state.residual),
             jnp.where(keep, damping, 10 * damping),
             ~keep,
+            stalled,
         )
         return OptStep(jnp.where(keep, trial, params), next_state)
 
     def optimality_fun(self, params: Array, problem: RaceProblem) -> Array:
-        """Zero at the solution: beta - p, or a - A for tokens held by the bound."""
+        """Zero at the solution: log(beta / p), or a - A for tokens held by the bound.
+
+        The logarithm scales the rows alike, which its linear systems depend on.
+        """
         pick = pick_law(problem, race_weights(problem, params))
-        free = free_tokens(problem, params, pick)
-        return jnp.where(free, pick - problem.p, params - LOG_WEIGHT_BOUND)
+        free = free_tokens(problem, params, pick) & (pick > 0)
+        safe_pick, safe_p = (jnp.where(free, x, 1) for x in (pick, problem.p))
+        balance = jnp.log(safe_pick) - jnp.log(safe_p)
+        return jnp.where(free, balance, params - LOG_WEIGHT_BOUND)
 
-    def refine(
-        self, start: Array, gap: Array, problem: RaceProblem
-    ) -> tuple[Array, Array]:
-        """Goes on from a start whose gap is known, if that is not good enough."""
+    def solve(self, start: Array, problem: RaceProblem) -> tuple[Array, Array, Array]:
+        """Solves an i.i.d. race: a large one on its pools, then by tokens if need be.
 
-        def solve(init_params: tuple[Array, Array], problem: RaceProblem):
-            start, gap = init_params
-            state = self.init_state(start, problem)._replace(error=gap)
-            return self._loop(start, state, problem)
+        Differentiable through the condition of optimality.
+        """
+        if len(start) < POOLED_FROM:
+            params, state = self.run(start, problem)
+            pick = pick_law(problem, race_weights(problem, params))
+            return params, pick, state.iter_num
+        fixed = jax.lax.stop_gradient(problem)
+        on_pools = dataclasses.replace(
+            self,
+            maxiter=min(self.maxiter, _POOL_ITERATIONS),
+            least_progress=self.goal,
+            implicit_diff=False,
+        )
+        found, iterations = in_rows(lambda race: solve_on_curve(race, on_pools))(fixed)
+
+        def finish(init_params, problem: RaceProblem):
+            found, iterations = init_params
+            state = self.init_state(found.log_weights, problem)
+            state = state._replace(error=found.gap, iter_num=iterations)
+            params, state = self._loop(found.log_weights, state, problem)
+
+            # Float32 may be exhausted: what the pools gave is not always improved on.
+            def best():
+                pick = pick_law(problem, race_weights(problem, params))
+                better = acceptance_gap(problem, params, pick) < found.gap
+                return (
+                    jnp.where(better, params, found.log_weights),
+                    jnp.where(better, pick, found.pick),
+                )
+
+            params, pick = jax.lax.cond(
+                state.iter_num > iterations, best, lambda: (params, found.pick)
+            )
+            return params, (pick, state.iter_num)
 
         root = implicit_diff.custom_root(self.optimality_fun, has_aux=True)
-        params, state = root(solve)((start, gap), problem)
-        return params, state.iter_num
+        params, (pick, iterations) = root(finish)((found, iterations), problem)
+        return params, jax.lax.stop_gradient(pick), iterations
 
     def _run(self, init_params: Array, problem: RaceProblem) -> OptStep:
         return self._loop(init_params, self.init_state(init_params, problem), problem)
@@ -224,7 +229,8 @@ class ProjectedNewton(IterativeSolver):
         def loop(params, state, problem):
             def unfinished(carry):
                 _, state = carry
-                wanted = (state.error > self._goal) & (state.damping < 1e3)
+                wanted = (state.error > self.goal) & (state.damping < 1e3)
+                wanted = wanted & ~state.stalled
                 return (state.iter_num < self.maxiter) & wanted
 
             def body(carry):
@@ -263,14 +269,8 @@ class BoxLBFGS:
         )
         return solver.run(init_params, bounds=bounds)
 
-    def refine(
-        self, start: Array, gap: Array, problem: RaceProblem
-    ) -> tuple[Array, Array]:
-        """Runs from `start [V]` if its gap is not good enough."""
-
-        def again():
-            params, state = self.run(start, problem)
-            return params, jnp.asarray(state.iter_num, jnp.int32)
-
-        unchanged = start, jnp.zeros((), jnp.int32)
-        return jax.lax.cond(gap > self.tol, again, lambda: unchanged)
+    def solve(self, start: Array, problem: RaceProblem) -> tuple[Array, Array, Array]:
+        """Solves an i.i.d. race from `start [V]`."""
+        params, state = self.run(start, problem)
+        pick = pick_law(problem, race_weights(problem, params))
+        return params, pick, jnp.asarray(state.iter_num, jnp.int32)

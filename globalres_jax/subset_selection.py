@@ -11,20 +11,29 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.batching import in_rows
 from globalres_jax.draft_laws.iid import escape_of
-from globalres_jax.draft_laws.law import mass_beyond
+from globalres_jax.draft_laws.law import mass_beyond, ratio_order
+from globalres_jax.pooling import LEAST_LOG_RATIO, log_ratio, ratio_bins
+from globalres_jax.summation import blockwise_sum
+
+#: Up to this many tokens sorting costs least.
+_SORTED = 320
+_BINS = 2048
+_SWEEPS = 4
 
 
 class OptimalPrefix(NamedTuple):
-    """The set that bounds the acceptance rate, in sorted tokens.
+    """The set that bounds the acceptance rate.
 
     Attributes:
       excess: [] `Q(H*) - p(H*) >= 0`, so that `alpha* = 1 - excess`; kept apart
         because it is a small number with a small rounding error.
-      members: [V] bool, a prefix of the sorted tokens: the set H*.
+      members: [V] bool, the set H*.
     """
 
     excess: Array
@@ -59,3 +68,64 @@ def optimal_prefix(
         `p` and `q` lack belongs to every prefix.
     """
     return best_prefix(p, escape_of(outside_q + mass_beyond(q), num_drafts), outside_p)
+
+
+def optimal_threshold(
+    p: Array, q: Array, num_drafts: Array, outside_p: Array, outside_q: Array
+) -> OptimalPrefix:
+    """`optimal_prefix` of tokens in any order, without sorting them.
+
+    A prefix in q/p holds the tokens with p/q up to a threshold. One that cannot be
+    improved satisfies `theta = n q(H)^(n-1)`, what one more unit of draft mass adds to
+    Q(H), and the right side increases with theta: from the best edge of a histogram,
+    substituting it leads there in a few sweeps. Each set found is a valid bound.
+
+    Args:
+      p: [V] target probabilities.
+      q: [V] draft probabilities.
+      num_drafts: n.
+      outside_p: [] as for `optimal_prefix`.
+      outside_q: [] as for `optimal_prefix`.
+    """
+    find = _sorted_members if p.shape[0] <= _SORTED else in_rows(_swept_members)
+    members = find(*map(jax.lax.stop_gradient, (p, q, num_drafts, outside_q)))
+    left_p, left_q = blockwise_sum(jnp.where(members, 0, jnp.stack([p, q])))
+    excess = outside_p + left_p - escape_of(outside_q + left_q, num_drafts)
+    return OptimalPrefix(jnp.maximum(excess, 0), members)
+
+
+def _sorted_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
+    order = ratio_order(p, q)
+    escape = escape_of(outside_q + mass_beyond(q[order]), n)
+    prefix = best_prefix(p[order], escape, jnp.zeros_like(n)).members
+    return jnp.zeros(p.shape, bool).at[order].set(prefix)
+
+
+def _swept_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
+    """[V] bool, the best set of all tokens with p/q below some threshold."""
+    ratio = jnp.where(q > 0, log_ratio(p, q), jnp.inf)
+    ratio = jnp.where(p > 0, ratio, -jnp.inf)
+    masses = jnp.stack([p, q])
+    slot = jnp.where(ratio < jnp.log(n), ratio_bins(ratio, n, _BINS), _BINS)
+    slot = jnp.where(p > 0, slot, _BINS + 1)
+    bins = [jnp.zeros(_BINS + 1, p.dtype).at[slot].add(x, mode="drop") for x in masses]
+    left_p, left_q = (mass_beyond(mass)[:-1] for mass in bins)
+    edge = jnp.argmax(left_p - escape_of(outside_q + left_q, n))
+    threshold = LEAST_LOG_RATIO + edge * (jnp.log(n) - LEAST_LOG_RATIO) / _BINS
+
+    def sweep(carry, _):
+        threshold, excess, best = carry
+        members = ratio < threshold
+        left_p, left_q = blockwise_sum(jnp.where(members, 0, masses))
+        found = left_p - escape_of(outside_q + left_q, n)
+        better = found > excess + 8 * jnp.finfo(p.dtype).eps
+        best = jnp.where(better, members, best)
+        inside = jnp.log1p(-jnp.minimum(outside_q + left_q, 1 - jnp.finfo(p.dtype).eps))
+        following = jnp.log(n) + (n - 1) * inside
+        return (following, jnp.where(better, found, excess), best), None
+
+    # Where nothing is better, all that can be drafted: solvers start best from that.
+    everything = ratio < jnp.inf
+    left_p = jnp.sum(jnp.where(everything, 0, p))
+    start = threshold, left_p - escape_of(outside_q, n), everything
+    return jax.lax.scan(sweep, start, length=_SWEEPS)[0][2]

@@ -16,33 +16,19 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array
 from globalres_jax.checks import as_distribution, same_vocabulary
+from globalres_jax.curve import start_weights
 from globalres_jax.draft_laws import IID, DraftLaw
-from globalres_jax.draft_laws.law import ratio_order
 from globalres_jax.law_race import LawProblem
-from globalres_jax.pooling import (
-    HEAVY_TOKENS,
-    START_FROM,
-    TAIL_POOLS,
-    log_ratio,
-    pool_neighbours,
-    pool_tail,
-    spread_over_neighbours,
-)
 from globalres_jax.race import (
-    LOG_WEIGHT_BOUND,
     RaceProblem,
+    as_pick_law,
     optimal_excess,
     pick_law,
     race_weights,
     rejection_rate,
 )
-from globalres_jax.solvers import (
-    LOG_WEIGHT_FLOOR,
-    ProjectedNewton,
-    RaceSolver,
-    acceptance_gap,
-)
-from globalres_jax.subset_selection import best_prefix, optimal_prefix
+from globalres_jax.solvers import ProjectedNewton, RaceSolver
+from globalres_jax.subset_selection import best_prefix, optimal_threshold
 from globalres_jax.summation import blockwise_sum
 
 
@@ -93,64 +79,20 @@ def solve_transport(
 
 def race_problem(
     p: Array, q: Array, num_drafts: Array, outside_q: Array
-) -> tuple[RaceProblem, Array, Array]:
-    """The race on tokens sorted by q/p descending, and where to start.
+) -> tuple[RaceProblem, Array]:
+    """The race of i.i.d. drafts, and log-weights [V] to start from.
 
     Args:
       p: [V] target probabilities.
       q: [V] draft probabilities.
       num_drafts: [] n.
       outside_q: [] draft mass of tokens left out that the target may want.
-
-    Returns:
-      The problem; start log-weights [V] in its order; the order [V].
     """
-    order = ratio_order(p, q)
-    p, q = p[order], q[order]
     missing = 1 - blockwise_sum(p)
-    excess, members = optimal_prefix(p, q, num_drafts, missing, outside_q)
-    problem = RaceProblem(p, q, num_drafts, excess, missing)
-    fixed = jax.lax.stop_gradient(problem)
-    if p.shape[0] < START_FROM:
-        start = _start(fixed, members)
-    else:
-        start = _pooled_start(fixed, jax.lax.stop_gradient(outside_q))
-    return problem, start, order
-
-
-def _start(problem: RaceProblem, members: Array) -> Array:
-    """A = A outside H*; inside log(p / q), shifted to the right total.
-
-    Tuples inside H* must pick a draft with probability f = p(H*) / q(H*)^n. Weights
-    near w do so with probability n w / (1 + n w), hence w = f / (n (1 - f)). (One
-    draft: log(p / (q - p)) is exact.)
-    """
-    p, q, n = problem.p, problem.q, problem.num_drafts
-    tiny = jnp.finfo(p.dtype).tiny
-    inside_p = jnp.sum(jnp.where(members, p, 0))
-    inside_q = jnp.sum(jnp.where(members, q, 0))
-    level = log_ratio(inside_p, n * problem.excess)
-    level = jnp.minimum(level, 0.5 * LOG_WEIGHT_BOUND)
-    many = log_ratio(p, q) - log_ratio(inside_p, inside_q) + level
-    one = log_ratio(p, jnp.maximum(q - p, tiny))
-    inside = jnp.where(n == 1, one, many)
-    inside = jnp.clip(inside, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
-    return jnp.where(members, inside, LOG_WEIGHT_BOUND)
-
-
-def _pooled_start(problem: RaceProblem, outside_q: Array) -> Array:
-    """The solution of a problem of few pools, spread over their tokens."""
-    p, q = pool_neighbours(problem.p), pool_neighbours(problem.q)
-    excess, members = optimal_prefix(
-        p, q, problem.num_drafts, problem.missing, outside_q
-    )
-    pooled = problem._replace(p=p, q=q, excess=excess)
-    coarse = ProjectedNewton(maxiter=12, tol=1e-3, implicit_diff=False)
-    log_weights = coarse.run(_start(pooled, members), pooled).params
-    spread = spread_over_neighbours(
-        log_weights, log_ratio(p, q), log_ratio(problem.p, problem.q), LOG_WEIGHT_BOUND
-    )
-    return jnp.maximum(spread, LOG_WEIGHT_FLOOR)
+    best = optimal_threshold(p, q, num_drafts, missing, outside_q)
+    problem = RaceProblem(p, q, num_drafts, best.excess, missing, outside_q)
+    start = start_weights(problem, best.members)
+    return problem, jax.lax.stop_gradient(start)
 
 
 class _Race(NamedTuple):
@@ -225,7 +167,7 @@ def law_problem(p: Array, law: DraftLaw) -> tuple[LawProblem, Array]:
     members = jnp.zeros(p.shape, bool).at[order].set(members)
     marginal = law.moments(jnp.ones((1, p.shape[0]), p.dtype)).mean[0]
     problem = LawProblem(p, marginal / law.num_drafts, law, excess, missing)
-    start = _start(problem, members)
+    start = start_weights(problem, members)
     return problem, jax.lax.stop_gradient(start)
 
 
@@ -263,39 +205,8 @@ def optimal_acceptance_rate(p: Array, law: DraftLaw) -> Array:
 def _race(
     p: Array, q: Array, num_drafts: Array, outside_q: Array, solver: RaceSolver
 ) -> _Race:
-    if p.shape[0] <= HEAVY_TOKENS + TAIL_POOLS:
-        return _direct(p, q, num_drafts, outside_q, solver)
-    pools = pool_tail(p, q)
-    pooled = _direct(pools.p, pools.q, num_drafts, outside_q, solver)
-    weights = pools.expand(pooled.weights)
-    share = pooled.pick / jnp.where(pools.q > 0, pools.q, 1)
-    pick = q * pools.expand(share)
-    # Flat distributions have no negligible tail: go on with a weight for each token.
-    problem = RaceProblem(p, q, num_drafts, pooled.excess, 1 - blockwise_sum(p))
-    start = jnp.log(jnp.maximum(weights, jnp.exp(LOG_WEIGHT_FLOOR)))
-    gap = acceptance_gap(problem, start, pick)
-    refined, iterations = solver.refine(jax.lax.stop_gradient(start), gap, problem)
-    again = iterations > 0
-    weights = jnp.where(again, race_weights(problem, refined), weights)
-    return _Race(
-        weights,
-        jax.lax.cond(again, lambda: pick_law(problem, weights), lambda: pick),
-        pooled.excess,
-        pooled.iterations + iterations,
-    )
-
-
-def _direct(
-    p: Array, q: Array, num_drafts: Array, outside_q: Array, solver: RaceSolver
-) -> _Race:
-    problem, start, order = race_problem(p, q, num_drafts, outside_q)
-    log_weights, state = solver.run(start, problem)
+    problem, start = race_problem(p, q, num_drafts, outside_q)
+    log_weights, pick, iterations = solver.solve(start, problem)
     weights = race_weights(problem, log_weights)
-    pick = pick_law(problem, weights)
-    empty = jnp.zeros_like(weights)
-    return _Race(
-        empty.at[order].set(weights),
-        empty.at[order].set(pick),
-        problem.excess,
-        jnp.asarray(state.iter_num, jnp.int32),
-    )
+    pick = as_pick_law(pick, problem, weights)
+    return _Race(weights, pick, problem.excess, iterations)

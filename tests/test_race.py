@@ -32,7 +32,7 @@ def problem_and_weights(seed, n, dtype, vocab_size=5):
     log_weights = rng.uniform(-8, LOG_WEIGHT_BOUND, vocab_size)
     log_weights[0] = LOG_WEIGHT_BOUND
     law = gr.IID(jnp.asarray(q, dtype), n)
-    problem, _, _ = race_problem(
+    problem, _ = race_problem(
         jnp.asarray(p, dtype), law.probs, jnp.asarray(n, dtype), jnp.zeros((), dtype)
     )
     return problem, jnp.asarray(log_weights, dtype)

@@ -1,0 +1,218 @@
+"""Many unknowns as one curve: how large i.i.d. races are solved in a few passes.
+
+What share of a token's drafts is picked depends on its own weight alone,
+
+    beta_i = q_i F(a_i),    F(a) = n int exp(-t) phi(t)^(n-1) e^a exp(-t e^a) dt
+                                 = n E[w / (1 + w + S)],   S the others' weights,
+
+and F increases. So at the optimum a_i = min(F^-1(p_i / q_i), A): all tokens lie on one
+increasing curve of p/q. Some hundred pools of similar tokens find it, and one pass over
+the vocabulary reads every weight off it and integrates the exact pick law.
+
+What the pools and their few quadrature nodes got wrong is a smooth factor kappa between
+the true F and theirs. Another round solves the pools for p / kappa, and so on, until
+the certificate, which is taken over all tokens, is content.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from globalres_jax.base import Array
+from globalres_jax.newton import acceptance_gap
+from globalres_jax.pooling import log_ratio, pool_by_ratio
+from globalres_jax.race import (
+    LOG_WEIGHT_BOUND,
+    LOG_WEIGHT_FLOOR,
+    RaceProblem,
+    pick_and_fall,
+    power_of_phi,
+    product,
+    quadrature,
+    race_weights,
+)
+from globalres_jax.subset_selection import optimal_threshold
+
+_MAX_ROUNDS = 6
+#: A round that leaves more than this part of the gap was the last.
+_WORTHWHILE = 0.5
+#: Log-weights at which F is tabulated. Below them it is proportional to e^a.
+_TABLE = np.linspace(-20, LOG_WEIGHT_BOUND, 256)
+_SPACING = float(_TABLE[1] - _TABLE[0])
+_TINY = 1e-30
+
+
+class CurveSolution(NamedTuple):
+    """Log-weights on a curve, and what they achieve.
+
+    Attributes:
+      log_weights: [V].
+      pick: [V] beta.
+      gap: [] how far from optimal.
+    """
+
+    log_weights: Array
+    pick: Array
+    gap: Array
+
+
+class _Rounds(NamedTuple):
+    """Carry of the rounds: the pools' weights [m] and kappa there and on the table."""
+
+    pooled: Array
+    kappa: tuple[Array, Array]
+    best: CurveSolution
+    previous_gap: Array
+    rounds: Array
+    iterations: Array
+
+
+def solve_on_curve(problem: RaceProblem, solver) -> tuple[CurveSolution, Array]:
+    """Solves an i.i.d. race on its pools and reads all weights off their curve.
+
+    Args:
+      problem: the race of all tokens.
+      solver: of the pools; rounds go on until the gap is at most half its `tol`.
+
+    Returns:
+      A `CurveSolution`, and the number of the solver's iterations [].
+    """
+    pools = pool_by_ratio(problem.p, problem.q, problem.num_drafts)
+    ratio = log_ratio(problem.p, problem.q)
+    own = len(pools.own)
+    n, missing, outside_q = problem.num_drafts, problem.missing, problem.outside_q
+
+    def pooled_problem(factor: Array) -> tuple[RaceProblem, Array]:
+        p = pools.p * factor
+        excess, members = optimal_threshold(p, pools.q, n, missing, outside_q)
+        return RaceProblem(p, pools.q, n, excess, missing, outside_q), members
+
+    def again(carry: _Rounds) -> Array:
+        improved = carry.best.gap <= _WORTHWHILE * carry.previous_gap
+        unfinished = (carry.best.gap > 0.5 * solver.tol) & improved
+        spent = (carry.rounds >= _MAX_ROUNDS) | (carry.iterations >= solver.maxiter)
+        return unfinished & ~spent
+
+    def one_round(carry: _Rounds) -> _Rounds:
+        at_pools, on_table = carry.kappa
+        wanted, _ = pooled_problem(jnp.exp(-at_pools))
+        pooled, state = solver.run(carry.pooled, wanted)
+        weights = race_weights(wanted, pooled)
+        coarse, coarse_fall = pick_and_fall(wanted, weights, "coarse")
+        share, slope = _log_shares(n, coarse_fall, "coarse")
+        log_weights = _invert(share + on_table, slope, ratio)
+        log_weights = log_weights.at[pools.own].set(pooled[:own])
+        log_weights = jnp.clip(log_weights, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
+        pick, fall = pick_and_fall(problem, race_weights(problem, log_weights))
+        gap = acceptance_gap(problem, log_weights, pick)
+        found = CurveSolution(log_weights, pick, gap)
+        better = gap < carry.best.gap
+        best = jax.tree.map(
+            lambda new, old: jnp.where(better, new, old), found, carry.best
+        )
+        on_table = _log_shares(n, fall, "fine")[0] - share
+        at_pools = _read(on_table, pooled)
+        alone = _log(pick[pools.own]) - _log(coarse[:own])
+        at_pools = at_pools.at[:own].set(alone)
+        return _Rounds(
+            pooled,
+            (at_pools, on_table),
+            best,
+            carry.best.gap,
+            carry.rounds + 1,
+            carry.iterations + state.iter_num,
+        )
+
+    pooled_start = start_weights(*pooled_problem(jnp.ones_like(pools.p)))
+    nothing = jnp.zeros_like(problem.p)
+    infinite = jnp.full_like(problem.excess, jnp.inf)
+    zero = jnp.zeros((), jnp.int32)
+    start = _Rounds(
+        pooled_start,
+        (
+            jnp.zeros_like(pools.p),
+            jnp.zeros(len(_TABLE), problem.p.dtype),
+        ),
+        CurveSolution(nothing, nothing, infinite),
+        infinite,
+        zero,
+        zero,
+    )
+    end = jax.lax.while_loop(again, one_round, start)
+    return end.best, end.iterations
+
+
+def start_weights(problem: RaceProblem, members: Array) -> Array:
+    """Log-weights [V] to begin with: A outside H*; inside log(p / q), shifted.
+
+    Tuples inside H* must pick a draft with probability f = p(H*) / q(H*)^n. Weights
+    near w do so with probability n w / (1 + n w), hence w = f / (n (1 - f)). (One
+    draft: log(p / (q - p)) is exact.)
+    """
+    p, q, n = problem.p, problem.q, problem.num_drafts
+    tiny = jnp.finfo(p.dtype).tiny
+    inside_p = jnp.sum(jnp.where(members, p, 0))
+    inside_q = jnp.sum(jnp.where(members, q, 0))
+    level = log_ratio(inside_p, n * problem.excess)
+    level = jnp.minimum(level, 0.5 * LOG_WEIGHT_BOUND)
+    many = log_ratio(p, q) - log_ratio(inside_p, inside_q) + level
+    one = log_ratio(p, jnp.maximum(q - p, tiny))
+    inside = jnp.where(n == 1, one, many)
+    inside = jnp.clip(inside, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
+    return jnp.where(members, inside, LOG_WEIGHT_BOUND)
+
+
+@functools.lru_cache
+def _kernels(dtype, grid: str) -> tuple[np.ndarray, np.ndarray]:
+    """e^a exp(-t e^a) and its derivative in a, at nodes and table: [S, 256] each."""
+    nodes = quadrature(dtype, grid)[0].astype(np.float64)
+    x = nodes[:, None] * np.exp(_TABLE)
+    value = np.exp(_TABLE - x)
+    return value.astype(dtype), ((1 - x) * value).astype(dtype)
+
+
+def _log_shares(n: Array, fallen: Array, grid: str) -> tuple[Array, Array]:
+    """Log F [256] and its slope, from 1 - phi [S] at the nodes of a grid."""
+    dtype = fallen.dtype
+    scale = n * quadrature(dtype, grid)[1] * power_of_phi(fallen, n - 1)
+    share, rise = (product(scale, jnp.asarray(k)) for k in _kernels(dtype, grid))
+    return _log(share), rise / jnp.maximum(share, _TINY)
+
+
+def _invert(log_share: Array, slope: Array, ratio: Array) -> Array:
+    """[V] log-weights at which the tabulated log F is `ratio [V]`.
+
+    Cubic between the table's points, and monotone: where F is flat, between the
+    tokens of H* and the others, its digits are noise, and any weight there serves.
+    """
+    height = jax.lax.cummax(log_share)
+    cell = jnp.searchsorted(height, ratio, side="right") - 1
+    cell = jnp.clip(cell, 0, len(_TABLE) - 2)
+    low, rise = height[cell], jnp.maximum(height[cell + 1] - height[cell], 1e-9)
+    steepest = 3 * _SPACING / rise
+    left, right = (
+        jnp.minimum(1 / jnp.maximum(slope[i], 1e-9), steepest) for i in (cell, cell + 1)
+    )
+    u = jnp.clip((ratio - low) / rise, 0, 1)
+    smooth = _SPACING * u * u * (3 - 2 * u)
+    bend = rise * u * (1 - u) * ((1 - u) * left - u * right)
+    weights = jnp.asarray(_TABLE, ratio.dtype)[cell] + smooth + bend
+    below = _TABLE[0] + ratio - height[0]
+    weights = jnp.where(ratio < height[0], below, weights)
+    return jnp.where(ratio >= height[-1], LOG_WEIGHT_BOUND, weights)
+
+
+def _read(table: Array, log_weights: Array) -> Array:
+    """Values [m] of the `table [256]` at `log_weights [m]`, linear between points."""
+    place = jnp.clip((log_weights - _TABLE[0]) / _SPACING, 0, len(_TABLE) - 1)
+    cell = jnp.minimum(place.astype(jnp.int32), len(_TABLE) - 2)
+    return table[cell] + (place - cell) * (table[cell + 1] - table[cell])
+
+
+def _log(values: Array) -> Array:
+    return jnp.log(jnp.maximum(values, _TINY))

@@ -1,0 +1,52 @@
+"""One damped Newton step on the race dual, and how far a point is from optimal."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from globalres_jax.base import Array
+from globalres_jax.race import (
+    LOG_WEIGHT_BOUND,
+    Curvature,
+    RaceProblem,
+    optimal_excess,
+    rejection_rate,
+)
+
+_TINY = 1e-37
+
+
+def acceptance_gap(problem: RaceProblem, log_weights: Array, pick: Array) -> Array:
+    """Optimal minus achieved acceptance rate, from two small sums: [].
+
+    The race rejects `sum (p - beta)_+`, the best rule rejects `Q(H*) - p(H*)`.
+    """
+    rejected = rejection_rate(problem.p, pick, problem.missing)
+    return rejected - optimal_excess(problem, log_weights)
+
+
+def free_tokens(problem: RaceProblem, log_weights: Array, pick: Array) -> Array:
+    """[V] bool: tokens whose optimality condition is `beta_i = p_i`.
+
+    The others have no mass to move, or sit at the bound and still want more.
+    """
+    satisfied = (log_weights >= LOG_WEIGHT_BOUND) & (pick <= problem.p)
+    return (problem.p > 0) & (problem.q > 0) & ~satisfied
+
+
+def newton_direction(
+    problem: RaceProblem, curve: Curvature, free: Array, damping: Array
+) -> Array:
+    """Levenberg-damped Newton step on the free tokens: [V].
+
+    The Hessian is diagonal plus low rank; its diagonal is scaled to 1.
+    """
+    # The exact diagonal is positive; rounding near the bound is not always.
+    diagonal = jnp.maximum(curve.diagonal, 1e-3 * curve.pick)
+    diagonal = diagonal + damping * curve.pick + _TINY
+    root = jnp.where(free, jax.lax.rsqrt(diagonal), 0)
+    gradient = jnp.where(free, problem.p - curve.pick, 0) * root
+    step = curve.solve_scaled(root, gradient)
+    # A factorisation that rounding broke leaves the diagonal step.
+    return jnp.where(jnp.all(jnp.isfinite(step)), step, gradient) * root
