@@ -198,7 +198,9 @@ class ProjectedNewton(IterativeSolver):
         def finish(init_params, problem: RaceProblem):
             found, iterations = init_params
             state = self.init_state(found.log_weights, problem)
-            state = state._replace(error=found.gap, iter_num=iterations)
+            # This gap is that of the plan itself: within half of `tol` it will do.
+            error = jnp.where(found.gap <= 0.5 * self.tol, 0, found.gap)
+            state = state._replace(error=error, iter_num=iterations)
             params, state = self._loop(found.log_weights, state, problem)
 
             # Float32 may be exhausted: what the pools gave is not always improved on.

@@ -43,7 +43,7 @@ class TransportPlan(NamedTuple):
       gap: [] upper_bound - acceptance_rate, from small numbers, so in float32 more
         exact than their difference.
       converged: [] bool, gap within the solver's tolerance.
-      iterations: [] int32, solver iterations.
+      iterations: [] int32, solver iterations; 0 where none was needed.
     """
 
     weights: Array
@@ -139,7 +139,11 @@ def _race_of(law, p, inside, restricted, dtype, solver: RaceSolver) -> _Race:
         num_drafts = jnp.asarray(law.num_drafts, dtype)
         q = restricted.probs.astype(dtype)
         return _race(p, q, num_drafts, outside_q, solver)
-    return _law_race(p, jax.tree.map(lambda x: _widened(x, dtype), restricted), solver)
+    restricted = jax.tree.map(lambda x: _widened(x, dtype), restricted)
+    solved = restricted.closed_form(p)
+    if solved is not None:
+        return _Race(*solved, jnp.zeros((), jnp.int32))
+    return _law_race(p, restricted, solver)
 
 
 def _widened(leaf: Array, dtype) -> Array:

@@ -5,6 +5,8 @@ import pytest
 from conftest import adversarial, distributions, draft_laws
 
 import globalres_jax as gr
+from globalres_jax.race import pick_law, race_weights
+from globalres_jax.transport import law_problem
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -154,6 +156,40 @@ def test_probability_of_tuples_sums_to_one_and_gives_containment(float64):
     u = jnp.array([0.3, 1.0, 0.0, 2.0])
     expected = (chance * np.exp(-np.asarray(u)[drafts].sum(1))).sum()
     assert float(law.laplace(u)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["deterministic", "top plus sample"])
+def test_closed_forms_are_what_the_solver_finds(name, float64):
+    solver = gr.ProjectedNewton()
+    for p, q in [*distributions(6, 3, 3), *adversarial(6).values()]:
+        law = draft_laws(q, 3).get(name)
+        if law is None:
+            continue
+        p = jnp.asarray(p)
+        closed = law.closed_form(p)
+        problem, start = law_problem(p, law)
+        solved = solver.run(start, problem)
+        pick = pick_law(problem, race_weights(problem, solved.params))
+        rates = [float(jnp.minimum(p, beta).sum()) for beta in (closed.pick, pick)]
+        assert rates[0] >= rates[1] - 1e-6
+        assert rates[0] == pytest.approx(rates[1], abs=1e-5)
+        assert float(closed.excess) == pytest.approx(float(problem.excess), abs=1e-9)
+        # Its pick law is the integral's, for its weights.
+        np.testing.assert_allclose(
+            closed.pick, pick_law(problem, jnp.minimum(closed.weights, 2e10)), atol=1e-6
+        )
+
+
+def test_closed_forms_in_float32_over_a_large_vocabulary():
+    rng = np.random.default_rng(0)
+    logits = -1.2 * np.log(np.arange(1, 20_001)) + rng.normal(size=(2, 20_000))
+    p, q = (jnp.asarray(x, jnp.float32) for x in jax.nn.softmax(logits))
+    q = jnp.where(q >= jnp.sort(q)[-500], q, 0)
+    law = gr.TopPlusSample(q / q.sum(), 4, max_support=500)
+    plan = gr.solve_transport(p, law)
+    assert int(plan.iterations) == 0 and float(plan.gap) <= 1e-6
+    best = gr.verifiers.GreedyDraft().acceptance_rate(p, law)
+    assert float(plan.acceptance_rate) == pytest.approx(float(best), abs=2e-6)
 
 
 def test_number_of_drafts_is_shape_or_data():

@@ -7,6 +7,7 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.checks import is_concrete
+from globalres_jax.draft_laws.closed_form import ClosedForm, fixed_and_one
 from globalres_jax.draft_laws.law import DraftLaw, Moments, no_factors, root_scale
 
 
@@ -82,6 +83,10 @@ class Deterministic(DraftLaw):
         return Moments(
             value, mean, jnp.zeros_like(mean), plus[None], no_factors(survive)
         )
+
+    def closed_form(self, p: Array) -> ClosedForm:
+        """The optimal race, without a solver."""
+        return fixed_and_one(p, self._fixed(), jnp.zeros_like(p))
 
     def subset_order(self, p: Array) -> Array:
         """The tokens first: only a set that holds them all has Q(H) > 0."""

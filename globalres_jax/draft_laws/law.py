@@ -15,6 +15,7 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.checks import is_concrete
+from globalres_jax.draft_laws.closed_form import ClosedForm
 from globalres_jax.summation import blockwise_sum
 
 
@@ -97,6 +98,11 @@ class DraftLaw:
     def escape(self, order: Array) -> Array:
         """[V + 1] 1 - Q(H) for the prefixes H of the tokens in `order [V]`."""
         raise NotImplementedError
+
+    def closed_form(self, p: Array) -> ClosedForm | None:
+        """The optimal race for `p [V]` where it needs no solver, else None."""
+        del p
+        return None
 
     def laplace(self, u: Array) -> Array:
         """L(u) = E exp(-sum_j u[X_j]) for `u [V] >= 0`: []."""

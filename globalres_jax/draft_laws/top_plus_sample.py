@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import NO_TOKEN, Array
 from globalres_jax.checks import as_distribution
+from globalres_jax.draft_laws.closed_form import ClosedForm, fixed_and_one
 from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
@@ -89,6 +90,10 @@ class TopPlusSample(DraftLaw):
         mean = value[:, None] * self.fixed[None] + drawn
         scale = root_scale(value)[:, None]
         return Moments(value, mean, drawn, (mean * scale)[None], (drawn * scale)[None])
+
+    def closed_form(self, p: Array) -> ClosedForm:
+        """The optimal race, without a solver."""
+        return fixed_and_one(p, self.fixed, self.proposal)
 
     def subset_order(self, p: Array) -> Array:
         """D first, then the others by r/p descending."""
