@@ -245,3 +245,18 @@ def test_wrong_laws_raise():
     with pytest.raises(TypeError, match="RecursiveRejection does not define accep"):
         law = gr.WithoutReplacement(q, 2)
         verifiers.RecursiveRejection().acceptance_rate(jnp.asarray(q), law)
+
+
+def test_khisti_is_lossless_where_a_promised_support_is_broken(float64):
+    """Traced values cannot be checked: more tokens than `max_support` have mass."""
+    p, q = (jnp.asarray(x) for x in next(distributions(5, 4, 1)))
+    rule, n = verifiers.Khisti(size=2), 3
+    drafts = gr.testing.draft_tuples(gr.IID(q, n))
+
+    def emitted(q, tokens):
+        decision = rule.decide(p, gr.IID(q, n, max_support=3), tokens)
+        return decision.residual.at[tokens].add(decision.accept)
+
+    law = jax.jit(lambda q: jax.vmap(emitted, (None, 0))(q, drafts))(q)
+    chance = jax.vmap(gr.IID(q, n).draft_probability)(drafts)
+    np.testing.assert_allclose(chance @ law, p, atol=1e-12)

@@ -59,13 +59,30 @@ class Khisti(Rule):
 
     def prepare(self, p: Array, law: DraftLaw) -> tuple[Stage, ...]:
         """One stage for every draft after the first."""
-        rows = law.probs if isinstance(law, Independent) else None
-        first = law.probs if rows is None else rows[0]
+        probs = jnp.atleast_2d(law.probs)
+        tokens = law.support()
+        if tokens is None:
+            tokens = jnp.arange(law.vocab_size)
+        # Tokens beyond a promised support come last, and the first of two wins.
+        beyond = probs.at[:, tokens].set(0)
+        first, first_beyond = probs[0, tokens], beyond[0]
         stages = []
         for j in range(1, law.num_drafts):
-            second = law.probs if rows is None else rows[j]
-            stages.append(_match(p, first, second, min(self.size, p.shape[0])))
-            first = stages[-1].pick
+            j = min(j, len(probs) - 1)
+            left = jnp.sum(first_beyond), jnp.sum(beyond[j])
+            stage = _match(
+                p[tokens], (first, probs[j, tokens]), left, min(self.size, len(tokens))
+            )
+            first, first_beyond = stage.pick, first_beyond * left[1]
+            size = len(stage.log_odds)
+            last = jnp.full(law.vocab_size, law.vocab_size)
+            stages.append(
+                stage._replace(
+                    rank=last.at[tokens].set(stage.rank),
+                    place=jnp.full(law.vocab_size, size).at[tokens].set(stage.place),
+                    pick=first_beyond.at[tokens].set(first),
+                )
+            )
         return tuple(stages)
 
     def resolve(
@@ -92,14 +109,26 @@ class Khisti(Rule):
         return jnp.sum(jnp.minimum(plan[-1].pick if plan else first, p))
 
 
-def _match(p: Array, first: Array, second: Array, size: int) -> Stage:
-    """The stage for a winner from `first` and a draft from `second`."""
+def _match(
+    p: Array, laws: tuple[Array, Array], left: tuple[Array, Array], size: int
+) -> Stage:
+    """The stage for a winner from one law [m] and a draft from the other.
+
+    Args:
+      p: [m] target probabilities of the tokens that are ranked.
+      laws: [m] of the winner so far, and of the next draft.
+      left: [] mass of each on tokens behind all of these.
+      size: number of tokens with odds.
+    """
+    first, second = laws
     mean = 0.5 * (first + second)
     score = jnp.where(mean > 0, p / jnp.where(mean > 0, mean, 1), 0)
     order = jnp.argsort(-score)
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
     # By order alone: i wins against every token behind it, and against itself.
-    after_first, after_second = (mass_beyond(q[order])[1:] for q in (first, second))
+    after_first, after_second = (
+        mass_beyond(q[order])[1:] + rest for q, rest in zip(laws, left, strict=True)
+    )
     both = first[order] * second[order]
     won = first[order] * after_second + second[order] * after_first + both
     by_order = jnp.zeros_like(p).at[order].set(won)
