@@ -134,10 +134,7 @@ def solve_on_curve(problem: RaceProblem, solver) -> tuple[CurveSolution, Array]:
     zero = jnp.zeros((), jnp.int32)
     start = _Rounds(
         pooled_start,
-        (
-            jnp.zeros_like(pools.p),
-            jnp.zeros(len(_TABLE), problem.p.dtype),
-        ),
+        (jnp.zeros_like(pools.p), jnp.zeros(len(_TABLE), problem.p.dtype)),
         CurveSolution(nothing, nothing, infinite),
         infinite,
         zero,

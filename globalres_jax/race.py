@@ -37,6 +37,8 @@ LOG_WEIGHT_FLOOR = -80.0
 #: Step, margin below -A and upper end of the quadratures in s = log t.
 _GRIDS = {"fine": (0.55, 11.0, 3.0), "coarse": (0.65, 10.0, 2.7)}
 _FLOAT64_GRID = (0.3, 17.0, 3.7)
+#: Larger vocabularies are integrated this many tokens at a time.
+_BLOCK = 8192
 
 
 class RaceProblem(NamedTuple):
@@ -154,9 +156,26 @@ def pick_and_fall(
     """The pick law beta [V] of i.i.d. drafts; 1 - phi [S] at the nodes of a grid."""
     n = problem.num_drafts
     nodes, measure = quadrature(weights.dtype, grid)
-    survive, fallen = _survival(problem, weights, nodes)
+    if len(weights) <= _BLOCK:
+        survive, fallen = _survival(problem, weights, nodes)
+        scale = n * measure * power_of_phi(fallen, n - 1)
+        return problem.q * weights * product(scale, survive), fallen
+
+    # In blocks: [S, V] numbers would be written and read, and may not fit.
+    padding = -len(weights) % _BLOCK
+    blocks = jnp.pad(weights, (0, padding)).reshape(-1, _BLOCK)
+    q_blocks = jnp.pad(problem.q, (0, padding)).reshape(-1, _BLOCK)
+
+    def fall(block: tuple[Array, Array]) -> Array:
+        survive = jnp.exp(-nodes[:, None] * block[0][None])
+        return blockwise_sum((1 - survive) * block[1][None])
+
+    fallen = blockwise_sum(jax.lax.map(fall, (blocks, q_blocks)).T)
     scale = n * measure * power_of_phi(fallen, n - 1)
-    return problem.q * weights * product(scale, survive), fallen
+    shares = jax.lax.map(
+        lambda block: product(scale, jnp.exp(-nodes[:, None] * block[None])), blocks
+    )
+    return problem.q * weights * shares.reshape(-1)[: len(weights)], fallen
 
 
 @jax.custom_jvp

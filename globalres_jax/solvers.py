@@ -207,14 +207,14 @@ class ProjectedNewton(IterativeSolver):
             def best():
                 pick = pick_law(problem, race_weights(problem, params))
                 better = acceptance_gap(problem, params, pick) < found.gap
+                better = better | ~jnp.isfinite(found.gap)
                 return (
                     jnp.where(better, params, found.log_weights),
                     jnp.where(better, pick, found.pick),
                 )
 
-            params, pick = jax.lax.cond(
-                state.iter_num > iterations, best, lambda: (params, found.pick)
-            )
+            changed = (state.iter_num > iterations) | ~jnp.isfinite(found.gap)
+            params, pick = jax.lax.cond(changed, best, lambda: (params, found.pick))
             return params, (pick, state.iter_num)
 
         root = implicit_diff.custom_root(self.optimality_fun, has_aux=True)
