@@ -59,7 +59,7 @@ def test_batched_solve_compiles_and_its_memory_grows_with_the_vocabulary():
     lines = run(str(script), "--batch", "4", "--vocab-size", "500", "6000").splitlines()
     small, large = map(json.loads, lines)
     assert 0 < small["flops"] < large["flops"]
-    # A few [70, V] arrays at most, and none of them per iteration.
+    # A few [70, V] arrays at most.
     assert large["temporary_bytes"] < 4 * 68 * 6000 * 4 * 4
 
 
