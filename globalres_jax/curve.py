@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.newton import acceptance_gap
+from globalres_jax.newton import acceptance_gap, start_weights
 from globalres_jax.pooling import log_ratio, pool_by_ratio
 from globalres_jax.race import (
     LOG_WEIGHT_BOUND,
@@ -77,7 +77,7 @@ def solve_on_curve(problem: RaceProblem, solver) -> tuple[CurveSolution, Array]:
 
     Args:
       problem: the race of all tokens.
-      solver: of the pools; rounds go on until the gap is at most half its `tol`.
+      solver: of the pools; rounds go on until the gap is at most its `enough`.
 
     Returns:
       A `CurveSolution`, and the number of the solver's iterations [].
@@ -94,7 +94,7 @@ def solve_on_curve(problem: RaceProblem, solver) -> tuple[CurveSolution, Array]:
 
     def again(carry: _Rounds) -> Array:
         improved = carry.best.gap <= _WORTHWHILE * carry.previous_gap
-        unfinished = (carry.best.gap > 0.5 * solver.tol) & improved
+        unfinished = (carry.best.gap > solver.enough) & improved
         spent = (carry.rounds >= _MAX_ROUNDS) | (carry.iterations >= solver.maxiter)
         return unfinished & ~spent
 
@@ -142,26 +142,6 @@ def solve_on_curve(problem: RaceProblem, solver) -> tuple[CurveSolution, Array]:
     )
     end = jax.lax.while_loop(again, one_round, start)
     return end.best, end.iterations
-
-
-def start_weights(problem: RaceProblem, members: Array) -> Array:
-    """Log-weights [V] to begin with: A outside H*; inside log(p / q), shifted.
-
-    Tuples inside H* must pick a draft with probability f = p(H*) / q(H*)^n. Weights
-    near w do so with probability n w / (1 + n w), hence w = f / (n (1 - f)). (One
-    draft: log(p / (q - p)) is exact.)
-    """
-    p, q, n = problem.p, problem.q, problem.num_drafts
-    tiny = jnp.finfo(p.dtype).tiny
-    inside_p = jnp.sum(jnp.where(members, p, 0))
-    inside_q = jnp.sum(jnp.where(members, q, 0))
-    level = log_ratio(inside_p, n * problem.excess)
-    level = jnp.minimum(level, 0.5 * LOG_WEIGHT_BOUND)
-    many = log_ratio(p, q) - log_ratio(inside_p, inside_q) + level
-    one = log_ratio(p, jnp.maximum(q - p, tiny))
-    inside = jnp.where(n == 1, one, many)
-    inside = jnp.clip(inside, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
-    return jnp.where(members, inside, LOG_WEIGHT_BOUND)
 
 
 @functools.lru_cache

@@ -1,4 +1,4 @@
-"""One damped Newton step on the race dual, and how far a point is from optimal."""
+"""Newton on the race dual: where to start, a damped step, how far from optimal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.pooling import log_ratio
 from globalres_jax.race import (
     LOG_WEIGHT_BOUND,
+    LOG_WEIGHT_FLOOR,
     Curvature,
     RaceProblem,
     optimal_excess,
@@ -15,6 +17,26 @@ from globalres_jax.race import (
 )
 
 _TINY = 1e-37
+
+
+def start_weights(problem: RaceProblem, members: Array) -> Array:
+    """Log-weights [V] to begin with: A outside H*; inside log(p / q), shifted.
+
+    Tuples inside H* must pick a draft with probability f = p(H*) / q(H*)^n. Weights
+    near w do so with probability n w / (1 + n w), hence w = f / (n (1 - f)). (One
+    draft: log(p / (q - p)) is exact.)
+    """
+    p, q, n = problem.p, problem.q, problem.num_drafts
+    tiny = jnp.finfo(p.dtype).tiny
+    inside_p = jnp.sum(jnp.where(members, p, 0))
+    inside_q = jnp.sum(jnp.where(members, q, 0))
+    level = log_ratio(inside_p, n * problem.excess)
+    level = jnp.minimum(level, 0.5 * LOG_WEIGHT_BOUND)
+    many = log_ratio(p, q) - log_ratio(inside_p, inside_q) + level
+    one = log_ratio(p, jnp.maximum(q - p, tiny))
+    inside = jnp.where(n == 1, one, many)
+    inside = jnp.clip(inside, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
+    return jnp.where(members, inside, LOG_WEIGHT_BOUND)
 
 
 def acceptance_gap(problem: RaceProblem, log_weights: Array, pick: Array) -> Array:

@@ -41,10 +41,15 @@ def log_ratio(p: Array, q: Array) -> Array:
     return jnp.log(jnp.maximum(p, tiny)) - jnp.log(jnp.maximum(q, tiny))
 
 
+def bin_width(num_drafts: Array, bins: int) -> Array:
+    """Width of each of `bins` bins of log(p/q) from the least to log n: []."""
+    return (jnp.log(num_drafts) - LEAST_LOG_RATIO) / bins
+
+
 def ratio_bins(ratio: Array, num_drafts: Array, bins: int) -> Array:
     """[V] the bin of each log(p/q) among `bins` from the least to log n, clipped."""
-    width = (jnp.log(num_drafts) - LEAST_LOG_RATIO) / bins
-    return jnp.clip((ratio - LEAST_LOG_RATIO) / width, 0, bins - 1).astype(jnp.int32)
+    place = (ratio - LEAST_LOG_RATIO) / bin_width(num_drafts, bins)
+    return jnp.clip(place, 0, bins - 1).astype(jnp.int32)
 
 
 def pool_by_ratio(p: Array, q: Array, num_drafts: Array) -> Pools:

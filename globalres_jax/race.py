@@ -138,10 +138,10 @@ def power_of_phi(fallen: Array, exponent: Array) -> Array:
     return jnp.exp(exponent * logarithm)
 
 
-def _survival(problem: RaceProblem, weights: Array, nodes: Array):
+def _survival(q: Array, weights: Array, nodes: Array) -> tuple[Array, Array]:
     """exp(-t w) [S, V], and 1 - phi [S] from small numbers."""
     survive = jnp.exp(-nodes[:, None] * weights[None, :])
-    return survive, blockwise_sum((1 - survive) * problem.q[None, :])
+    return survive, blockwise_sum((1 - survive) * q[None, :])
 
 
 @singledispatch
@@ -157,7 +157,7 @@ def pick_and_fall(
     n = problem.num_drafts
     nodes, measure = quadrature(weights.dtype, grid)
     if len(weights) <= _BLOCK:
-        survive, fallen = _survival(problem, weights, nodes)
+        survive, fallen = _survival(problem.q, weights, nodes)
         scale = n * measure * power_of_phi(fallen, n - 1)
         return problem.q * weights * product(scale, survive), fallen
 
@@ -165,12 +165,8 @@ def pick_and_fall(
     padding = -len(weights) % _BLOCK
     blocks = jnp.pad(weights, (0, padding)).reshape(-1, _BLOCK)
     q_blocks = jnp.pad(problem.q, (0, padding)).reshape(-1, _BLOCK)
-
-    def fall(block: tuple[Array, Array]) -> Array:
-        survive = jnp.exp(-nodes[:, None] * block[0][None])
-        return blockwise_sum((1 - survive) * block[1][None])
-
-    fallen = blockwise_sum(jax.lax.map(fall, (blocks, q_blocks)).T)
+    falls = jax.lax.map(lambda block: _survival(*block, nodes)[1], (q_blocks, blocks))
+    fallen = blockwise_sum(falls.T)
     scale = n * measure * power_of_phi(fallen, n - 1)
     shares = jax.lax.map(
         lambda block: product(scale, jnp.exp(-nodes[:, None] * block[None])), blocks
@@ -200,7 +196,7 @@ def curvature(problem: RaceProblem, weights: Array) -> Curvature:
     """
     n = problem.num_drafts
     nodes, measure = quadrature(weights.dtype, "coarse")
-    survive, fallen = _survival(problem, weights, nodes)
+    survive, fallen = _survival(problem.q, weights, nodes)
     scale = n * measure * power_of_phi(fallen, n - 1)
     first, second = product(jnp.stack([scale, scale * nodes]), survive)
     token_scale = problem.q * weights

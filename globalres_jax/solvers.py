@@ -108,6 +108,11 @@ class ProjectedNewton(IterativeSolver):
         """The acceptance gap at which iterations stop."""
         return 0.25 * self.tol
 
+    @property
+    def enough(self) -> float:
+        """The gap of a plan, certified by its own pick law, that needs no more work."""
+        return 0.5 * self.tol
+
     def init_state(self, init_params: Array, problem: RaceProblem) -> NewtonState:
         """State in which nothing has been evaluated yet."""
         dtype = init_params.dtype
@@ -198,8 +203,7 @@ class ProjectedNewton(IterativeSolver):
         def finish(init_params, problem: RaceProblem):
             found, iterations = init_params
             state = self.init_state(found.log_weights, problem)
-            # This gap is that of the plan itself: within half of `tol` it will do.
-            error = jnp.where(found.gap <= 0.5 * self.tol, 0, found.gap)
+            error = jnp.where(found.gap <= self.enough, 0, found.gap)
             state = state._replace(error=error, iter_num=iterations)
             params, state = self._loop(found.log_weights, state, problem)
 

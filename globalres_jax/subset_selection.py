@@ -18,7 +18,7 @@ from globalres_jax.base import Array
 from globalres_jax.batching import in_rows
 from globalres_jax.draft_laws.iid import escape_of
 from globalres_jax.draft_laws.law import mass_beyond, ratio_order
-from globalres_jax.pooling import LEAST_LOG_RATIO, log_ratio, ratio_bins
+from globalres_jax.pooling import LEAST_LOG_RATIO, bin_width, log_ratio, ratio_bins
 from globalres_jax.summation import blockwise_sum
 
 #: Up to this many tokens sorting costs least.
@@ -73,7 +73,7 @@ def optimal_prefix(
 def optimal_threshold(
     p: Array, q: Array, num_drafts: Array, outside_p: Array, outside_q: Array
 ) -> OptimalPrefix:
-    """`optimal_prefix` of tokens in any order, without sorting them.
+    """`optimal_prefix` of tokens in any order, of which only few are sorted.
 
     A prefix in q/p holds the tokens with p/q up to a threshold. One that cannot be
     improved satisfies `theta = n q(H)^(n-1)`, what one more unit of draft mass adds to
@@ -95,9 +95,10 @@ def optimal_threshold(
 
 
 def _sorted_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
+    """[V] bool, the best prefix."""
     order = ratio_order(p, q)
-    escape = escape_of(outside_q + mass_beyond(q[order]), n)
-    prefix = best_prefix(p[order], escape, jnp.zeros_like(n)).members
+    nothing = jnp.zeros_like(n)
+    prefix = optimal_prefix(p[order], q[order], n, nothing, outside_q).members
     return jnp.zeros(p.shape, bool).at[order].set(prefix)
 
 
@@ -111,7 +112,7 @@ def _swept_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
     bins = [jnp.zeros(_BINS + 1, p.dtype).at[slot].add(x, mode="drop") for x in masses]
     left_p, left_q = (mass_beyond(mass)[:-1] for mass in bins)
     edge = jnp.argmax(left_p - escape_of(outside_q + left_q, n))
-    threshold = LEAST_LOG_RATIO + edge * (jnp.log(n) - LEAST_LOG_RATIO) / _BINS
+    threshold = LEAST_LOG_RATIO + edge * bin_width(n, _BINS)
 
     def sweep(carry, _):
         threshold, excess, best = carry

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array
 from globalres_jax.checks import as_distribution, same_vocabulary
-from globalres_jax.curve import start_weights
 from globalres_jax.draft_laws import IID, DraftLaw
 from globalres_jax.law_race import LawProblem
+from globalres_jax.newton import start_weights
 from globalres_jax.race import (
     RaceProblem,
     as_pick_law,

@@ -45,7 +45,7 @@ def fixed_and_one(p: Array, fixed: Array, proposal: Array) -> ClosedForm:
       proposal: [V] r, zero on D; zero everywhere if nothing is drawn.
     """
     nothing = jnp.where(jnp.any(proposal > 0), 0, 1).astype(p.dtype)
-    short = blockwise_sum(jnp.maximum(proposal - p, 0) * ~fixed)
+    short = blockwise_sum(jnp.maximum(proposal - p, 0))
     excess = jnp.maximum(short + nothing - blockwise_sum(jnp.where(fixed, p, 0)), 0)
 
     held = jnp.where(fixed, p, 0) / jnp.maximum(excess, _LEAST)

@@ -12,7 +12,7 @@ from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import IID, DraftLaw, Independent
 from globalres_jax.draft_laws.law import mass_beyond
 from globalres_jax.probabilities import normalized_residual
-from globalres_jax.verifiers.rule import Rule, accept_probability
+from globalres_jax.verifiers.rule import Rule, accept_probability, first_law
 
 _SWEEPS = 30
 
@@ -66,19 +66,17 @@ class Khisti(Rule):
         # Tokens beyond a promised support come last, and the first of two wins.
         beyond = probs.at[:, tokens].set(0)
         first, first_beyond = probs[0, tokens], beyond[0]
+        size = min(self.size, len(tokens))
+        behind_all = jnp.full(law.vocab_size, law.vocab_size)
         stages = []
         for j in range(1, law.num_drafts):
             j = min(j, len(probs) - 1)
             left = jnp.sum(first_beyond), jnp.sum(beyond[j])
-            stage = _match(
-                p[tokens], (first, probs[j, tokens]), left, min(self.size, len(tokens))
-            )
+            stage = _match(p[tokens], (first, probs[j, tokens]), left, size)
             first, first_beyond = stage.pick, first_beyond * left[1]
-            size = len(stage.log_odds)
-            last = jnp.full(law.vocab_size, law.vocab_size)
             stages.append(
                 stage._replace(
-                    rank=last.at[tokens].set(stage.rank),
+                    rank=behind_all.at[tokens].set(stage.rank),
                     place=jnp.full(law.vocab_size, size).at[tokens].set(stage.place),
                     pick=first_beyond.at[tokens].set(first),
                 )
@@ -94,10 +92,7 @@ class Khisti(Rule):
             stays = _beats(stage, draft_tokens, draft_tokens[j])
             new = jnp.sum(wins * (1 - stays))
             wins = (wins * stays).at[j].set(new)
-        if plan:
-            pick = plan[-1].pick
-        else:
-            pick = law.probs if isinstance(law, IID) else law.probs[0]
+        pick = plan[-1].pick if plan else first_law(law)
         accept = wins * accept_probability(p[draft_tokens], pick[draft_tokens])
         residual = normalized_residual(jnp.maximum(p - pick, 0), p)
         return Decision(accept, (1 - jnp.sum(accept)) * residual)
@@ -105,8 +100,7 @@ class Khisti(Rule):
     def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """sum_i min(beta_i, p_i): []."""
         plan = self.prepare(p, law)
-        first = law.probs if isinstance(law, IID) else law.probs[0]
-        return jnp.sum(jnp.minimum(plan[-1].pick if plan else first, p))
+        return jnp.sum(jnp.minimum(plan[-1].pick if plan else first_law(law), p))
 
 
 def _match(
