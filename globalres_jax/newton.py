@@ -17,24 +17,28 @@ from globalres_jax.race import (
 )
 
 _TINY = 1e-37
+#: Where H* is served in full, more than needed serves as well as what is needed.
+_OVERLOAD = 1.1
+_LARGEST_AVERAGE = 0.5 * LOG_WEIGHT_BOUND
+_LARGEST_LOG_SHARE = -1e-6
 
 
 def start_weights(problem: RaceProblem, members: Array) -> Array:
-    """Log-weights [V] to begin with: A outside H*; inside log(p / q), shifted.
+    """Log-weights [V] to begin with: A outside H*, inside by a mean field.
 
-    Tuples inside H* must pick a draft with probability f = p(H*) / q(H*)^n. Weights
-    near w do so with probability n w / (1 + n w), hence w = f / (n (1 - f)). (One
-    draft: log(p / (q - p)) is exact.)
+    Of the drafts of token i that come with others from H*, the share
+    r_i = p_i q(H*) / (n q_i Q(H*)) must be picked. Against others of total weight S
+    that is w / (1 + w + S) = r_i, solved with their average weight if all were alike:
+    n w / (1 + n w) = p(H*) / Q(H*). (One draft has no others: this is exact.)
     """
     p, q, n = problem.p, problem.q, problem.num_drafts
-    tiny = jnp.finfo(p.dtype).tiny
     inside_p = jnp.sum(jnp.where(members, p, 0))
     inside_q = jnp.sum(jnp.where(members, q, 0))
-    level = log_ratio(inside_p, n * problem.excess)
-    level = jnp.minimum(level, 0.5 * LOG_WEIGHT_BOUND)
-    many = log_ratio(p, q) - log_ratio(inside_p, inside_q) + level
-    one = log_ratio(p, jnp.maximum(q - p, tiny))
-    inside = jnp.where(n == 1, one, many)
+    average = jnp.minimum(log_ratio(inside_p, n * problem.excess), _LARGEST_AVERAGE)
+    others = _OVERLOAD * (n - 1) * jnp.exp(average)
+    share = log_ratio(p, q) - log_ratio(n * (inside_p + problem.excess), inside_q)
+    share = jnp.minimum(share, _LARGEST_LOG_SHARE)
+    inside = jnp.log1p(others) + share - jnp.log(-jnp.expm1(share))
     inside = jnp.clip(inside, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
     return jnp.where(members, inside, LOG_WEIGHT_BOUND)
 

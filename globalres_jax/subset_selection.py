@@ -21,8 +21,8 @@ from globalres_jax.draft_laws.law import mass_beyond, ratio_order
 from globalres_jax.pooling import LEAST_LOG_RATIO, bin_width, log_ratio, ratio_bins
 from globalres_jax.summation import blockwise_sum
 
-#: Up to this many tokens sorting costs least.
-_SORTED = 320
+#: Up to this many tokens comparing each with each costs least.
+_COMPARED = 320
 _BINS = 2048
 _SWEEPS = 4
 
@@ -87,25 +87,27 @@ def optimal_threshold(
       outside_p: [] as for `optimal_prefix`.
       outside_q: [] as for `optimal_prefix`.
     """
-    find = _sorted_members if p.shape[0] <= _SORTED else in_rows(_swept_members)
+    find = _compared_members if p.shape[0] <= _COMPARED else in_rows(_swept_members)
     members = find(*map(jax.lax.stop_gradient, (p, q, num_drafts, outside_q)))
     left_p, left_q = blockwise_sum(jnp.where(members, 0, jnp.stack([p, q])))
     excess = outside_p + left_p - escape_of(outside_q + left_q, num_drafts)
     return OptimalPrefix(jnp.maximum(excess, 0), members)
 
 
-def _sorted_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
-    """[V] bool, the best prefix."""
-    order = ratio_order(p, q)
-    nothing = jnp.zeros_like(n)
-    prefix = optimal_prefix(p[order], q[order], n, nothing, outside_q).members
-    return jnp.zeros(p.shape, bool).at[order].set(prefix)
+def _compared_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
+    """[V] bool, the best set of all tokens with p/q up to some token's, or of none."""
+    ratio = _ranking(p, q)
+    above = ratio[None, :] > ratio[:, None]
+    left_p, left_q = (jnp.sum(jnp.where(above, mass, 0), axis=1) for mass in (p, q))
+    excess = left_p - escape_of(outside_q + left_q, n)
+    nothing = jnp.sum(p) - escape_of(outside_q + jnp.sum(q), n)
+    best = jnp.argmax(excess)
+    return (ratio <= ratio[best]) & (excess[best] > nothing)
 
 
 def _swept_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
     """[V] bool, the best set of all tokens with p/q below some threshold."""
-    ratio = jnp.where(q > 0, log_ratio(p, q), jnp.inf)
-    ratio = jnp.where(p > 0, ratio, -jnp.inf)
+    ratio = _ranking(p, q)
     masses = jnp.stack([p, q])
     slot = jnp.where(ratio < jnp.log(n), ratio_bins(ratio, n, _BINS), _BINS)
     slot = jnp.where(p > 0, slot, _BINS + 1)
@@ -130,3 +132,9 @@ def _swept_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
     left_p = jnp.sum(jnp.where(everything, 0, p))
     start = threshold, left_p - escape_of(outside_q, n), everything
     return jax.lax.scan(sweep, start, length=_SWEEPS)[0][2]
+
+
+def _ranking(p: Array, q: Array) -> Array:
+    """[V] log(p/q), with infinities for what no set or every set should hold."""
+    ratio = jnp.where(q > 0, log_ratio(p, q), jnp.inf)
+    return jnp.where(p > 0, ratio, -jnp.inf)
