@@ -92,6 +92,8 @@ def solve_on_curve(problem: RaceProblem, solver) -> tuple[CurveSolution, Array]:
         excess, members = optimal_threshold(p, pools.q, n, missing, outside_q)
         return RaceProblem(p, pools.q, n, excess, missing, outside_q), members
 
+    as_it_is, members = pooled_problem(jnp.ones_like(pools.p))
+
     def again(carry: _Rounds) -> Array:
         improved = carry.best.gap <= _WORTHWHILE * carry.previous_gap
         unfinished = (carry.best.gap > solver.enough) & improved
@@ -100,7 +102,11 @@ def solve_on_curve(problem: RaceProblem, solver) -> tuple[CurveSolution, Array]:
 
     def one_round(carry: _Rounds) -> _Rounds:
         at_pools, on_table = carry.kappa
-        wanted, _ = pooled_problem(jnp.exp(-at_pools))
+        wanted = jax.lax.cond(
+            carry.rounds > 0,
+            lambda: pooled_problem(jnp.exp(-at_pools))[0],
+            lambda: as_it_is,
+        )
         pooled, state = solver.run(carry.pooled, wanted)
         weights = race_weights(wanted, pooled)
         coarse, coarse_fall = pick_and_fall(wanted, weights, "coarse")
@@ -128,12 +134,11 @@ def solve_on_curve(problem: RaceProblem, solver) -> tuple[CurveSolution, Array]:
             carry.iterations + state.iter_num,
         )
 
-    pooled_start = start_weights(*pooled_problem(jnp.ones_like(pools.p)))
     nothing = jnp.zeros_like(problem.p)
     infinite = jnp.full_like(problem.excess, jnp.inf)
     zero = jnp.zeros((), jnp.int32)
     start = _Rounds(
-        pooled_start,
+        start_weights(as_it_is, members),
         (jnp.zeros_like(pools.p), jnp.zeros(len(_TABLE), problem.p.dtype)),
         CurveSolution(nothing, nothing, infinite),
         infinite,

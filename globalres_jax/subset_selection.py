@@ -13,17 +13,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.batching import in_rows
 from globalres_jax.draft_laws.iid import escape_of
-from globalres_jax.draft_laws.law import mass_beyond, ratio_order
+from globalres_jax.draft_laws.law import mass_beyond
 from globalres_jax.pooling import LEAST_LOG_RATIO, bin_width, log_ratio, ratio_bins
+from globalres_jax.race import product
 from globalres_jax.summation import blockwise_sum
 
 #: Up to this many tokens comparing each with each costs least.
 _COMPARED = 320
-_BINS = 2048
+#: With the one for p/q >= n, a whole number of rows.
+_BINS, _ROW = 2047, 32
 _SWEEPS = 4
 
 
@@ -50,7 +53,7 @@ def best_prefix(p: Array, escape: Array, outside_p: Array) -> OptimalPrefix:
     """
     # Q(H) - p(H) = (1 - p(H)) - (1 - Q(H)): small sums of what is left.
     excess = outside_p + mass_beyond(p) - escape
-    length = jnp.argmax(excess)
+    length = _first_largest(excess)
     return OptimalPrefix(jnp.maximum(excess[length], 0), jnp.arange(len(p)) < length)
 
 
@@ -101,7 +104,7 @@ def _compared_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
     left_p, left_q = (jnp.sum(jnp.where(above, mass, 0), axis=1) for mass in (p, q))
     excess = left_p - escape_of(outside_q + left_q, n)
     nothing = jnp.sum(p) - escape_of(outside_q + jnp.sum(q), n)
-    best = jnp.argmax(excess)
+    best = _first_largest(excess)
     return (ratio <= ratio[best]) & (excess[best] > nothing)
 
 
@@ -109,11 +112,12 @@ def _swept_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
     """[V] bool, the best set of all tokens with p/q below some threshold."""
     ratio = _ranking(p, q)
     masses = jnp.stack([p, q])
-    slot = jnp.where(ratio < jnp.log(n), ratio_bins(ratio, n, _BINS), _BINS)
-    slot = jnp.where(p > 0, slot, _BINS + 1)
-    bins = [jnp.zeros(_BINS + 1, p.dtype).at[slot].add(x, mode="drop") for x in masses]
-    left_p, left_q = (mass_beyond(mass)[:-1] for mass in bins)
-    edge = jnp.argmax(left_p - escape_of(outside_q + left_q, n))
+    # Bins from the largest p/q down: first those of log n and more.
+    place = jnp.where(ratio < jnp.log(n), _BINS - ratio_bins(ratio, n, _BINS), 0)
+    place = jnp.where(p > 0, place, _BINS + 1)
+    bins = [jnp.zeros(_BINS + 1, p.dtype).at[place].add(x, mode="drop") for x in masses]
+    left_p, left_q = _running_sums(jnp.stack(bins))
+    edge = _BINS - _first_largest(left_p - escape_of(outside_q + left_q, n))
     threshold = LEAST_LOG_RATIO + edge * bin_width(n, _BINS)
 
     def sweep(carry, _):
@@ -138,3 +142,23 @@ def _ranking(p: Array, q: Array) -> Array:
     """[V] log(p/q), with infinities for what no set or every set should hold."""
     ratio = jnp.where(q > 0, log_ratio(p, q), jnp.inf)
     return jnp.where(p > 0, ratio, -jnp.inf)
+
+
+def _running_sums(values: Array) -> Array:
+    """[2, rows, 32] sums of `values [2, m]` up to each place, from triangles of ones.
+
+    XLA's own are slow on a CPU, and so is what it fuses with them.
+    """
+    rows = values.reshape(len(values), -1, _ROW)
+    within = product(rows, np.tri(_ROW, dtype=values.dtype).T)
+    above = np.tri(rows.shape[1], k=-1, dtype=values.dtype).T
+    before = product(within[..., -1], above)
+    return before[..., None] + within
+
+
+def _first_largest(values: Array) -> Array:
+    """Place of the largest of `values`, flattened: [].
+
+    Argmax alone would have XLA compute `values` within its loop, one by one.
+    """
+    return jnp.argmax(jnp.ravel(values == jnp.max(values)))

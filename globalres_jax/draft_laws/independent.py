@@ -14,6 +14,7 @@ from globalres_jax.draft_laws.law import (
     ratio_order,
     transform,
 )
+from globalres_jax.heaviest import heaviest
 from globalres_jax.sampling import sample
 from globalres_jax.summation import blockwise_sum
 
@@ -94,4 +95,4 @@ class Independent(DraftLaw):
         size = self.num_drafts * (self.max_support or self.vocab_size)
         if size >= self.vocab_size:
             return None
-        return jax.lax.top_k(jnp.max(self.probs, axis=0), size)[1]
+        return heaviest(jnp.max(self.probs, axis=0), size)

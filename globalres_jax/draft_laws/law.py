@@ -16,6 +16,7 @@ import numpy as np
 from globalres_jax.base import Array
 from globalres_jax.checks import is_concrete
 from globalres_jax.draft_laws.closed_form import ClosedForm
+from globalres_jax.heaviest import heaviest
 from globalres_jax.summation import blockwise_sum
 
 
@@ -112,7 +113,7 @@ class DraftLaw:
         """[m] tokens that hold all drafts, or None for the whole vocabulary."""
         if self.max_support is None or self.max_support >= self.vocab_size:
             return None
-        return jax.lax.top_k(self.probs, self.max_support)[1]
+        return heaviest(self.probs, self.max_support)
 
     def restrict(self, tokens: Array) -> Self:
         """The same law over `tokens [m]` alone, which hold all drafts."""
@@ -182,7 +183,7 @@ def keep_heaviest(probs: Array, max_support: int | None) -> Array:
     disagree about the law.
     """
     if max_support is not None and max_support < probs.shape[-1]:
-        kept = jax.lax.top_k(probs, max_support)[1]
+        kept = heaviest(probs, max_support)
         probs = jnp.zeros_like(probs).at[kept].set(probs[kept])
     return probs / blockwise_sum(probs)
 
