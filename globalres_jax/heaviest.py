@@ -46,21 +46,23 @@ def _members_first(held: Array, size: int) -> Array:
     bits = jnp.pad(held, (0, -len(held) % _BITS)).reshape(-1, _BITS)
     powers = jnp.uint32(1) << jnp.arange(_BITS, dtype=jnp.uint32)
     words = jnp.sum(jnp.where(bits, powers, 0), axis=1, dtype=jnp.uint32)
-    slots = jnp.arange(size, dtype=jnp.int32)
-    tokens, count = _set_bits(words, slots)
     # Among the first `size` tokens are enough that are not held.
-    others, _ = _set_bits(~words[: -(-size // _BITS)], slots - count)
-    return jnp.where(slots < count, tokens, others)
+    others = ~words[: -(-size // _BITS)]
+    word, place = _set_bits(jnp.concatenate([words, others]), size)
+    return jnp.where(word < len(words), word, word - len(words)) * _BITS + place
 
 
-def _set_bits(words: Array, ranks: Array) -> tuple[Array, Array]:
-    """Places of the set bits of `words [W]` with these ranks [k]; their number []."""
+def _set_bits(words: Array, size: int) -> tuple[Array, Array]:
+    """Words and places [size] of the first set bits of `words [W]`."""
     counts = jax.lax.population_count(words).astype(jnp.int32)
-    ends = jnp.cumsum(counts)
-    word = jnp.searchsorted(ends, ranks, side="right")
-    word = jnp.minimum(word, len(words) - 1)
-    place = jnp.zeros_like(ranks)
-    rank = ranks - (ends[word] - counts[word])
+    starts = jnp.cumsum(counts) - counts
+    # The slot at which a word starts belongs to it, and so do those up to the next.
+    numbers = jnp.arange(len(words), dtype=jnp.int32)
+    slots = jnp.where(counts > 0, starts, size)
+    word = jnp.zeros(size, jnp.int32).at[slots].max(numbers, mode="drop")
+    word = jax.lax.cummax(word)
+    rank = jnp.arange(size, dtype=jnp.int32) - starts[word]
+    place = jnp.zeros_like(rank)
     for width in (16, 8, 4, 2, 1):
         # How many of the next `width` bits are set: is the bit beyond them?
         part = words[word] >> place.astype(jnp.uint32) & jnp.uint32((1 << width) - 1)
@@ -68,4 +70,4 @@ def _set_bits(words: Array, ranks: Array) -> tuple[Array, Array]:
         beyond = rank >= low
         rank = jnp.where(beyond, rank - low, rank)
         place = jnp.where(beyond, place + width, place)
-    return word * _BITS + place, ends[-1]
+    return word, place
