@@ -14,15 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.curvature import curvature, solve_identity_minus
 from globalres_jax.draft_laws import DraftLaw
 from globalres_jax.race import (
-    curvature,
     dual_objective,
     optimal_excess,
     pick_law,
     product,
     quadrature,
-    solve_identity_minus,
 )
 from globalres_jax.subset_selection import best_prefix
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.curvature import Curvature
 from globalres_jax.pooling import log_ratio
 from globalres_jax.race import (
     LOG_WEIGHT_BOUND,
     LOG_WEIGHT_FLOOR,
-    Curvature,
     RaceProblem,
     optimal_excess,
     rejection_rate,

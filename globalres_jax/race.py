@@ -18,7 +18,7 @@ convex problem.
 
 from __future__ import annotations
 
-from functools import partial, singledispatch
+from functools import singledispatch
 from typing import NamedTuple
 
 import jax
@@ -37,8 +37,6 @@ LOG_WEIGHT_FLOOR = -80.0
 #: Step, margin below -A and upper end of the quadratures in s = log t.
 _GRIDS = {"fine": (0.55, 11.0, 3.0), "coarse": (0.65, 10.0, 2.7)}
 _FLOAT64_GRID = (0.3, 17.0, 3.7)
-#: The Hessian is integrated on every second node of the coarse grid, to about 2 %.
-_STRIDE = 2
 #: Larger vocabularies are integrated this many tokens at a time.
 _BLOCK = 8192
 _CHUNK = 1024
@@ -62,48 +60,6 @@ class RaceProblem(NamedTuple):
     excess: Array
     missing: Array
     outside_q: Array
-
-
-class Curvature(NamedTuple):
-    """Pick law and Hessian of the dual, `diag(diagonal) - factors.T @ factors`.
-
-    The factors have one row per quadrature node and are kept as a scaled matrix,
-    since reading and writing [S, V] numbers is most of what an iteration costs.
-
-    Attributes:
-      pick: [V] beta.
-      diagonal: [V].
-      survive: [S, V] exp(-t w).
-      node_scale: [S].
-      token_scale: [V].
-    """
-
-    pick: Array
-    diagonal: Array
-    survive: Array
-    node_scale: Array
-    token_scale: Array
-
-    @property
-    def factors(self) -> Array:
-        """[S, V] the low-rank part of the Hessian."""
-        return self.node_scale[:, None] * self.survive * self.token_scale[None, :]
-
-    def solve_scaled(self, root: Array, right: Array) -> Array:
-        """`(I - F^T F)^-1 right` for the factors F, their columns scaled by `root`.
-
-        One Cholesky factorisation of the smaller side: V by V as it stands, or S by S
-        by Woodbury, (I - F^T F)^-1 = I + F^T (I - F F^T)^-1 F.
-        """
-        nodes, survive = self.node_scale, self.survive
-        tokens = self.token_scale * root
-        if survive.shape[1] <= survive.shape[0]:
-            factors = nodes[:, None] * survive * tokens[None, :]
-            return solve_identity_minus(product(factors.T, factors), right)
-        gram = product(survive * (tokens * tokens)[None, :], survive.T)
-        gram = gram * nodes[:, None] * nodes[None, :]
-        inner = solve_identity_minus(gram, nodes * product(survive, tokens * right))
-        return right + tokens * product(nodes * inner, survive)
 
 
 def quadrature(dtype, grid: str = "fine") -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +97,7 @@ def power_of_phi(fallen: Array, exponent: Array) -> Array:
     return jnp.exp(exponent * logarithm)
 
 
-def _survival(q: Array, weights: Array, nodes: Array) -> tuple[Array, Array]:
+def survival(q: Array, weights: Array, nodes: Array) -> tuple[Array, Array]:
     """exp(-t w) [S, V], and 1 - phi [S] from small numbers."""
     survive = jnp.exp(-nodes[:, None] * weights[None, :])
     # Longer products lose digits; blockwise sums cost a CPU twice as much.
@@ -163,7 +119,7 @@ def pick_and_fall(
     n = problem.num_drafts
     nodes, measure = quadrature(weights.dtype, grid)
     if len(weights) <= _BLOCK:
-        survive, fallen = _survival(problem.q, weights, nodes)
+        survive, fallen = survival(problem.q, weights, nodes)
         scale = n * measure * power_of_phi(fallen, n - 1)
         return problem.q * weights * product(scale, survive), fallen
 
@@ -171,7 +127,7 @@ def pick_and_fall(
     padding = -len(weights) % _BLOCK
     blocks = jnp.pad(weights, (0, padding)).reshape(-1, _BLOCK)
     q_blocks = jnp.pad(problem.q, (0, padding)).reshape(-1, _BLOCK)
-    falls = jax.lax.map(lambda block: _survival(*block, nodes)[1], (q_blocks, blocks))
+    falls = jax.lax.map(lambda block: survival(*block, nodes)[1], (q_blocks, blocks))
     fallen = blockwise_sum(falls.T)
     scale = n * measure * power_of_phi(fallen, n - 1)
     shares = jax.lax.map(
@@ -191,39 +147,6 @@ def as_pick_law(pick: Array, problem: RaceProblem, weights: Array) -> Array:
 def _(primals, tangents):
     _, tangent = jax.jvp(pick_law, primals[1:], tangents[1:])
     return primals[0], tangent
-
-
-@singledispatch
-def curvature(problem: RaceProblem, weights: Array) -> Curvature:
-    """Pick law and Hessian of the dual, for `weights [V]`.
-
-    With x = t w: beta = sum_s c_s q x exp(-x) / t_s, and the factors have rows
-    sqrt(C_s) q x exp(-x), on every second node only: the Hessian may err a little.
-    Its row sums may not: they are what a common factor of all weights does to beta,
-    sum_s c_s q x exp(-x). With them exact and all entries off the diagonal negative it
-    is positive semidefinite whatever the nodes.
-    """
-    n = problem.num_drafts
-    nodes, measure = quadrature(weights.dtype, "coarse")
-    survive, fallen = _survival(problem.q, weights, nodes)
-    scale = n * measure * power_of_phi(fallen, n - 1)
-    first, second = product(jnp.stack([scale, scale * nodes]), survive)
-    token_scale = problem.q * weights
-
-    some = slice(None, None, _STRIDE)
-    spacing = _STRIDE * measure[some]
-    survive = survive[some]
-    # At n = 1 the power is phi ** -1 times zero.
-    power = power_of_phi(fallen[some], jnp.maximum(n - 2, 0))
-    squared = n * (n - 1) * spacing * nodes[some] * power
-    others = product(squared * product(survive, token_scale), survive)
-    return Curvature(
-        pick=token_scale * first,
-        diagonal=token_scale * (second + others),
-        survive=survive,
-        node_scale=jnp.sqrt(squared),
-        token_scale=token_scale,
-    )
 
 
 @singledispatch
@@ -260,17 +183,3 @@ def dual_objective(problem: RaceProblem, log_weights: Array) -> Array:
     survived = problem.num_drafts * jnp.log1p(-jnp.minimum(fallen, 1 - eps))
     integral = jnp.sum(measure / nodes * -jnp.expm1(survived))
     return integral - jnp.sum(jnp.where(problem.p > 0, problem.p * log_weights, 0))
-
-
-def solve_identity_minus(gram: Array, right: Array) -> Array:
-    """`(I - gram)^-1 right` by Cholesky; not finite where rounding broke it.
-
-    Args:
-      gram: [m, m] symmetric.
-      right: [m] or [m, k].
-    """
-    system = jnp.eye(gram.shape[0], dtype=gram.dtype) - gram
-    factor = jax.lax.linalg.cholesky(system, symmetrize_input=False)
-    half = partial(jax.lax.linalg.triangular_solve, factor, left_side=True, lower=True)
-    columns = right.reshape(right.shape[0], -1)
-    return half(half(columns), transpose_a=True).reshape(right.shape)

@@ -22,13 +22,13 @@ from jaxopt.base import IterativeSolver, OptStep
 
 from globalres_jax.base import Array
 from globalres_jax.batching import in_rows
+from globalres_jax.curvature import curvature
 from globalres_jax.curve import solve_on_curve
 from globalres_jax.newton import acceptance_gap, free_tokens, newton_direction
 from globalres_jax.race import (
     LOG_WEIGHT_BOUND,
     LOG_WEIGHT_FLOOR,
     RaceProblem,
-    curvature,
     dual_objective,
     pick_law,
     race_weights,

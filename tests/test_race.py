@@ -7,9 +7,9 @@ import pytest
 from conftest import distributions
 
 import globalres_jax as gr
+from globalres_jax.curvature import curvature
 from globalres_jax.race import (
     LOG_WEIGHT_BOUND,
-    curvature,
     dual_objective,
     pick_law,
 )
