@@ -105,7 +105,10 @@ def _compared_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
     excess = left_p - escape_of(outside_q + left_q, n)
     nothing = jnp.sum(p) - escape_of(outside_q + jnp.sum(q), n)
     best = _first_largest(excess)
-    return (ratio <= ratio[best]) & (excess[best] > nothing)
+    members = (ratio <= ratio[best]) & (excess[best] >= nothing)
+    everything, enough = _everything(ratio, p, n, outside_q)
+    better = jnp.maximum(excess[best], nothing) > enough
+    return jnp.where(better, members, everything)
 
 
 def _swept_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
@@ -125,17 +128,27 @@ def _swept_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
         members = ratio < threshold
         left_p, left_q = blockwise_sum(jnp.where(members, 0, masses))
         found = left_p - escape_of(outside_q + left_q, n)
-        better = found > excess + 8 * jnp.finfo(p.dtype).eps
+        better = found > excess
         best = jnp.where(better, members, best)
         inside = jnp.log1p(-jnp.minimum(outside_q + left_q, 1 - jnp.finfo(p.dtype).eps))
         following = jnp.log(n) + (n - 1) * inside
         return (following, jnp.where(better, found, excess), best), None
 
-    # Where nothing is better, all that can be drafted: solvers start best from that.
-    everything = ratio < jnp.inf
-    left_p = jnp.sum(jnp.where(everything, 0, p))
-    start = threshold, left_p - escape_of(outside_q, n), everything
+    everything, enough = _everything(ratio, p, n, outside_q)
+    start = threshold, enough, everything
     return jax.lax.scan(sweep, start, length=_SWEEPS)[0][2]
+
+
+def _everything(
+    ratio: Array, p: Array, n: Array, outside_q: Array
+) -> tuple[Array, Array]:
+    """All that can be drafted [V], and the excess from which another set is better.
+
+    Solvers start best from this set, and rounding must not choose.
+    """
+    members = ratio < jnp.inf
+    excess = jnp.sum(jnp.where(members, 0, p)) - escape_of(outside_q, n)
+    return members, excess + 8 * jnp.finfo(p.dtype).eps
 
 
 def _ranking(p: Array, q: Array) -> Array:

@@ -7,6 +7,7 @@ import pytest
 from conftest import adversarial, distributions
 
 import globalres_jax as gr
+from globalres_jax.subset_selection import optimal_threshold
 
 
 def brute_force(p, q, n):
@@ -68,3 +69,16 @@ def test_bad_targets_are_named():
         gr.optimal_acceptance_rate(jnp.array([0.5, jnp.nan]), law)
     with pytest.raises(ValueError, match="p: is zero everywhere"):
         gr.optimal_acceptance_rate(jnp.zeros(2), law)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("size", [5, 300, 2000])
+def test_among_sets_that_tie_all_tokens_are_chosen(size, dtype, float64):
+    for seed in range(5):
+        # With p = q no set is better than another that the drafts exhaust.
+        p = np.random.default_rng(seed).dirichlet(np.ones(size))
+        p = jnp.asarray(p, dtype)
+        zero, n = jnp.zeros((), dtype), jnp.asarray(3, dtype)
+        best = optimal_threshold(p, p, n, 1 - jnp.sum(p), zero)
+        assert bool(jnp.all(best.members))
+        assert float(best.excess) <= 1e-6
