@@ -76,12 +76,13 @@ def optimal_prefix(
 def optimal_threshold(
     p: Array, q: Array, num_drafts: Array, outside_p: Array, outside_q: Array
 ) -> OptimalPrefix:
-    """`optimal_prefix` of tokens in any order, of which only few are sorted.
+    """`optimal_prefix` of tokens in any order, none of which are sorted.
 
     A prefix in q/p holds the tokens with p/q up to a threshold. One that cannot be
     improved satisfies `theta = n q(H)^(n-1)`, what one more unit of draft mass adds to
     Q(H), and the right side increases with theta: from the best edge of a histogram,
-    substituting it leads there in a few sweeps. Each set found is a valid bound.
+    substituting it leads there in a few sweeps. Of few tokens, each one's p/q is tried
+    as the threshold. Each set found is a valid bound.
 
     Args:
       p: [V] target probabilities.
