@@ -15,10 +15,10 @@ from globalres_jax.base import Array
 from globalres_jax.race import (
     RaceProblem,
     power_of_phi,
-    product,
     quadrature,
     survival,
 )
+from globalres_jax.summation import product
 
 #: It is integrated on every second node of the coarse grid, to about 2 %.
 _STRIDE = 2

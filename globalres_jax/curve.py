@@ -32,11 +32,11 @@ from globalres_jax.race import (
     RaceProblem,
     pick_and_fall,
     power_of_phi,
-    product,
     quadrature,
     race_weights,
 )
 from globalres_jax.subset_selection import optimal_threshold
+from globalres_jax.summation import product
 
 _MAX_ROUNDS = 6
 #: A round that leaves more than this part of the gap was the last.
@@ -44,6 +44,17 @@ _WORTHWHILE = 0.5
 #: Log-weights at which F is tabulated. Below them it is proportional to e^a.
 _TABLE = np.linspace(-20, LOG_WEIGHT_BOUND, 256)
 _SPACING = float(_TABLE[1] - _TABLE[0])
+_BLOCK = 16
+#: Slopes at both ends and width of a cell to its cubic; two more are passed on.
+_HERMITE = np.asarray(
+    [
+        [1, 1, -2, 0, 0],
+        [-2, -1, 3, 0, 0],
+        [1, 0, 0, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
+)
 _TINY = 1e-30
 
 
@@ -173,20 +184,47 @@ def _invert(log_share: Array, slope: Array, ratio: Array) -> Array:
     tokens of H* and the others, its digits are noise, and any weight there serves.
     """
     height = jax.lax.cummax(log_share)
-    cell = jnp.searchsorted(height, ratio, side="right") - 1
-    cell = jnp.clip(cell, 0, len(_TABLE) - 2)
-    low, rise = height[cell], jnp.maximum(height[cell + 1] - height[cell], 1e-9)
-    steepest = 3 * _SPACING / rise
+    low, rise = height[:-1], jnp.maximum(jnp.diff(height), 1e-9)
+    steepness = 1 / jnp.maximum(slope, 1e-9)
     left, right = (
-        jnp.minimum(1 / jnp.maximum(slope[i], 1e-9), steepest) for i in (cell, cell + 1)
+        jnp.minimum(rise * s, 3 * _SPACING) for s in (steepness[:-1], steepness[1:])
     )
-    u = jnp.clip((ratio - low) / rise, 0, 1)
-    smooth = _SPACING * u * u * (3 - 2 * u)
-    bend = rise * u * (1 - u) * ((1 - u) * left - u * right)
-    weights = jnp.asarray(_TABLE, ratio.dtype)[cell] + smooth + bend
-    below = _TABLE[0] + ratio - height[0]
-    weights = jnp.where(ratio < height[0], below, weights)
+    # A sum keeps XLA from forming the numbers of a cell anew for each token.
+    cells = jnp.stack([left, right, jnp.full_like(low, _SPACING), low, 1 / rise])
+    cells = jnp.sum(_HERMITE.astype(low.dtype)[..., None] * cells[None], axis=1)
+    cell = jnp.minimum(_cell(height, ratio), len(rise) - 1)
+    cubic, square, linear, low, scale = (
+        row.at[cell].get(mode="promise_in_bounds") for row in cells
+    )
+    u = jnp.clip((ratio - low) * scale, 0, 1)
+    first = _TABLE[0] + _SPACING * cell.astype(ratio.dtype)
+    weights = first + u * (linear + u * (square + u * cubic))
+    weights = jnp.where(ratio < height[0], _TABLE[0] + ratio - height[0], weights)
     return jnp.where(ratio >= height[-1], LOG_WEIGHT_BOUND, weights)
+
+
+def _cell(table: Array, values: Array) -> Array:
+    """[V] how many entries of the ascending `table [256]` but the first are below.
+
+    By comparing with all of them, or, where comparing is not cheap, with every
+    sixteenth and then with those in between. A binary search takes longer.
+    """
+
+    def in_two_levels(table: Array, values: Array) -> Array:
+        blocks = table.reshape(_BLOCK, _BLOCK)
+        block = _below(blocks[None, 1:, 0], values)
+        return _BLOCK * block + _below(blocks[block, 1:], values)
+
+    return jax.lax.platform_dependent(
+        table,
+        values,
+        cpu=in_two_levels,
+        default=lambda table, values: _below(table[None, 1:], values),
+    )
+
+
+def _below(table: Array, values: Array) -> Array:
+    return jnp.sum(table <= values[:, None], axis=1, dtype=jnp.uint32)
 
 
 def _read(table: Array, log_weights: Array) -> Array:

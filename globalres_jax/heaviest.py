@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array
 from globalres_jax.batching import in_rows
+from globalres_jax.summation import running_sums
 
 _BITS = 32
 
@@ -29,10 +30,10 @@ def heaviest(mass: Array, size: int) -> Array:
         return jax.lax.top_k(mass, size)[1]
 
     def by_counting(mass: Array) -> Array:
-        held = mass > 0
-        few = jnp.sum(held) <= size
+        words = _words(mass > 0)
+        few = jnp.sum(jax.lax.population_count(words)) <= size
         return jax.lax.cond(
-            few, lambda: _members_first(held, size), lambda: by_sorting(mass)
+            few, lambda: _members_first(words, size), lambda: by_sorting(mass)
         )
 
     def tokens(mass: Array) -> Array:
@@ -41,11 +42,15 @@ def heaviest(mass: Array, size: int) -> Array:
     return in_rows(tokens)(jax.lax.stop_gradient(mass))
 
 
-def _members_first(held: Array, size: int) -> Array:
-    """[size] the tokens `held [V]`, ascending, and then others, ascending."""
+def _words(held: Array) -> Array:
+    """[W] uint32, a bit for each of the tokens `held [V]`."""
     bits = jnp.pad(held, (0, -len(held) % _BITS)).reshape(-1, _BITS)
     powers = jnp.uint32(1) << jnp.arange(_BITS, dtype=jnp.uint32)
-    words = jnp.sum(jnp.where(bits, powers, 0), axis=1, dtype=jnp.uint32)
+    return jnp.sum(jnp.where(bits, powers, 0), axis=1, dtype=jnp.uint32)
+
+
+def _members_first(words: Array, size: int) -> Array:
+    """[size] the tokens in `words [W]`, ascending, and then others, ascending."""
     # Among the first `size` tokens are enough that are not held.
     others = ~words[: -(-size // _BITS)]
     word, place = _set_bits(jnp.concatenate([words, others]), size)
@@ -55,19 +60,29 @@ def _members_first(held: Array, size: int) -> Array:
 def _set_bits(words: Array, size: int) -> tuple[Array, Array]:
     """Words and places [size] of the first set bits of `words [W]`."""
     counts = jax.lax.population_count(words).astype(jnp.int32)
-    starts = jnp.cumsum(counts) - counts
-    # The slot at which a word starts belongs to it, and so do those up to the next.
-    numbers = jnp.arange(len(words), dtype=jnp.int32)
-    slots = jnp.where(counts > 0, starts, size)
-    word = jnp.zeros(size, jnp.int32).at[slots].max(numbers, mode="drop")
-    word = jax.lax.cummax(word)
-    rank = jnp.arange(size, dtype=jnp.int32) - starts[word]
-    place = jnp.zeros_like(rank)
-    for width in (16, 8, 4, 2, 1):
+    ends = _counted(counts)
+    # A slot's word is the number of words that end at or before it.
+    word = _counted(jnp.zeros(size, jnp.int32).at[ends].add(1, mode="drop"))
+    rank = jnp.arange(size, dtype=jnp.int32) - (ends - counts)[word]
+    left = words[word]
+
+    def halve(carry, width):
         # How many of the next `width` bits are set: is the bit beyond them?
-        part = words[word] >> place.astype(jnp.uint32) & jnp.uint32((1 << width) - 1)
+        rank, place = carry
+        part = (left >> place) & ((jnp.uint32(1) << width) - 1)
         low = jax.lax.population_count(part).astype(jnp.int32)
         beyond = rank >= low
         rank = jnp.where(beyond, rank - low, rank)
-        place = jnp.where(beyond, place + width, place)
-    return word, place
+        return (rank, jnp.where(beyond, place + width, place)), None
+
+    # One loop step at a time is too little work for XLA to wake another thread for.
+    widths = jnp.asarray([16, 8, 4, 2, 1], jnp.uint32)
+    (_, place), _ = jax.lax.scan(halve, (rank, jnp.zeros_like(left)), widths)
+    return word, place.astype(jnp.int32)
+
+
+def _counted(counts: Array) -> Array:
+    """[m] int32 running sums of `counts [m]`; float32 is exact up to 16 million."""
+    rows = jnp.pad(counts.astype(jnp.float32), (0, -len(counts) % _BITS))
+    sums = running_sums(rows.reshape(-1, _BITS))
+    return sums.reshape(-1)[: len(counts)].astype(jnp.int32)

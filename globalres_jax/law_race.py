@@ -20,10 +20,10 @@ from globalres_jax.race import (
     dual_objective,
     optimal_excess,
     pick_law,
-    product,
     quadrature,
 )
 from globalres_jax.subset_selection import best_prefix
+from globalres_jax.summation import product
 
 #: Up to this many tokens a Hessian without exact factors is computed entry by entry.
 _DENSE = 64

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.summation import blockwise_sum
+from globalres_jax.summation import blockwise_sum, product
 
 #: Upper bound A of the log-weights. A token at the bound beats every other one; the
 #: acceptance given up is about exp(-(A - largest inner log-weight)).
@@ -165,11 +165,6 @@ def rejection_rate(p: Array, pick: Array, missing: Array) -> Array:
       missing: [] 1 - sum(p).
     """
     return blockwise_sum(jnp.maximum(p - pick, 0)) + missing
-
-
-def product(left: Array, right: Array) -> Array:
-    """Matrix product in full precision: a TPU's default is bfloat16."""
-    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 @singledispatch

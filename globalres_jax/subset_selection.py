@@ -13,15 +13,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.batching import in_rows
 from globalres_jax.draft_laws.iid import escape_of
 from globalres_jax.draft_laws.law import mass_beyond
 from globalres_jax.pooling import LEAST_LOG_RATIO, bin_width, log_ratio, ratio_bins
-from globalres_jax.race import product
-from globalres_jax.summation import blockwise_sum
+from globalres_jax.summation import blockwise_sum, running_sums
 
 #: Up to this many tokens comparing each with each costs least.
 _COMPARED = 320
@@ -120,7 +118,7 @@ def _swept_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
     place = jnp.where(ratio < jnp.log(n), _BINS - ratio_bins(ratio, n, _BINS), 0)
     place = jnp.where(p > 0, place, _BINS + 1)
     bins = [jnp.zeros(_BINS + 1, p.dtype).at[place].add(x, mode="drop") for x in masses]
-    left_p, left_q = _running_sums(jnp.stack(bins))
+    left_p, left_q = running_sums(jnp.stack(bins).reshape(2, -1, _ROW))
     edge = _BINS - _first_largest(left_p - escape_of(outside_q + left_q, n))
     threshold = LEAST_LOG_RATIO + edge * bin_width(n, _BINS)
 
@@ -156,18 +154,6 @@ def _ranking(p: Array, q: Array) -> Array:
     """[V] log(p/q), with infinities for what no set or every set should hold."""
     ratio = jnp.where(q > 0, log_ratio(p, q), jnp.inf)
     return jnp.where(p > 0, ratio, -jnp.inf)
-
-
-def _running_sums(values: Array) -> Array:
-    """[2, rows, 32] sums of `values [2, m]` up to each place, from triangles of ones.
-
-    XLA's own are slow on a CPU, and so is what it fuses with them.
-    """
-    rows = values.reshape(len(values), -1, _ROW)
-    within = product(rows, np.tri(_ROW, dtype=values.dtype).T)
-    above = np.tri(rows.shape[1], k=-1, dtype=values.dtype).T
-    before = product(within[..., -1], above)
-    return before[..., None] + within
 
 
 def _first_largest(values: Array) -> Array:

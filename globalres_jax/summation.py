@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from globalres_jax.base import Array
 
 _BLOCK = 64
+_LARGEST_TRIANGLE = 256
 
 
 def blockwise_sum(values: Array) -> Array:
@@ -23,3 +25,24 @@ def blockwise_sum(values: Array) -> Array:
         # Without the barrier XLA may join the two levels into one running sum.
         values = jax.lax.optimization_barrier(jnp.sum(blocks, axis=-1))
     return jnp.sum(values, axis=-1)
+
+
+def product(left: Array, right: Array) -> Array:
+    """Matrix product in full precision: a TPU's default is bfloat16."""
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def running_sums(rows: Array) -> Array:
+    """Sums of `rows [..., R, C]`, read row by row, up to each place.
+
+    From triangles of ones: XLA's own are slow on a CPU, and so is what it fuses with
+    them.
+    """
+    above, width = rows.shape[-2:]
+    within = product(rows, np.tri(width, dtype=rows.dtype).T)
+    totals = within[..., -1]
+    if above > _LARGEST_TRIANGLE:
+        before = jnp.cumsum(totals, axis=-1) - totals
+    else:
+        before = product(totals, np.tri(above, k=-1, dtype=rows.dtype).T)
+    return before[..., None] + within

@@ -110,16 +110,17 @@ def _solve(p: Array, law: DraftLaw, solver: RaceSolver) -> TransportPlan:
     p = p.astype(dtype)
     tokens = law.support()
     if tokens is None:
-        race = _race_of(law, p, jnp.ones(p.shape, bool), law, dtype, solver)
+        race = _race_of(p, law, jnp.zeros((), dtype), solver)
+        rejected = rejection_rate(p, race.pick, 1 - blockwise_sum(p))
     else:
-        inside = jnp.zeros(p.shape, bool).at[tokens].set(True)
-        race = _race_of(law, p[tokens], inside, law.restrict(tokens), dtype, solver)
-        empty = jnp.zeros(p.shape, dtype)
+        inside = _take(p, tokens)
+        race = _race_of(inside, law.restrict(tokens), _left_out(law, tokens), solver)
+        rejected = rejection_rate(inside, race.pick, 1 - blockwise_sum(inside))
+        nothing = jnp.zeros_like(p)
         race = race._replace(
-            weights=empty.at[tokens].set(race.weights),
-            pick=empty.at[tokens].set(race.pick),
+            weights=_put(nothing, tokens, race.weights),
+            pick=_put(nothing, tokens, race.pick),
         )
-    rejected = rejection_rate(p, race.pick, 1 - blockwise_sum(p))
     gap = jnp.maximum(rejected - race.excess, 0)
     return TransportPlan(
         weights=race.weights,
@@ -132,18 +133,32 @@ def _solve(p: Array, law: DraftLaw, solver: RaceSolver) -> TransportPlan:
     )
 
 
-def _race_of(law, p, inside, restricted, dtype, solver: RaceSolver) -> _Race:
-    """The race on the tokens of `restricted`, the law without those not `inside`."""
+def _race_of(p: Array, law: DraftLaw, outside_q: Array, solver: RaceSolver) -> _Race:
+    """The race for `p [V]`; the law lacks draft mass `outside_q []`."""
+    law = jax.tree.map(lambda x: _widened(x, p.dtype), law)
     if isinstance(law, IID):
-        outside_q = jnp.sum(jnp.where(inside, 0, law.probs)).astype(dtype)
-        num_drafts = jnp.asarray(law.num_drafts, dtype)
-        q = restricted.probs.astype(dtype)
-        return _race(p, q, num_drafts, outside_q, solver)
-    restricted = jax.tree.map(lambda x: _widened(x, dtype), restricted)
-    solved = restricted.closed_form(p)
+        return _race(p, law, outside_q.astype(p.dtype), solver)
+    solved = law.closed_form(p)
     if solved is not None:
         return _Race(*solved, jnp.zeros((), jnp.int32))
-    return _law_race(p, restricted, solver)
+    return _law_race(p, law, solver)
+
+
+def _left_out(law: DraftLaw, tokens: Array) -> Array:
+    """Draft mass outside `tokens [m]`, if the law's promise of few was broken: []."""
+    if isinstance(law, IID):
+        return jnp.sum(_put(law.probs, tokens, 0))
+    return jnp.zeros((), law.dtype)
+
+
+def _take(values: Array, tokens: Array) -> Array:
+    return values.at[tokens].get(mode="promise_in_bounds")
+
+
+def _put(values: Array, tokens: Array, new: Array | float) -> Array:
+    """`values [V]` with `new` at different `tokens [m]`."""
+    at = values.at[tokens]
+    return at.set(new, mode="promise_in_bounds", unique_indices=True)
 
 
 def _widened(leaf: Array, dtype) -> Array:
@@ -206,10 +221,9 @@ def optimal_acceptance_rate(p: Array, law: DraftLaw) -> Array:
     )
 
 
-def _race(
-    p: Array, q: Array, num_drafts: Array, outside_q: Array, solver: RaceSolver
-) -> _Race:
-    problem, start = race_problem(p, q, num_drafts, outside_q)
+def _race(p: Array, law: IID, outside_q: Array, solver: RaceSolver) -> _Race:
+    num_drafts = jnp.asarray(law.num_drafts, p.dtype)
+    problem, start = race_problem(p, law.probs, num_drafts, outside_q)
     log_weights, pick, iterations = solver.solve(start, problem)
     weights = race_weights(problem, log_weights)
     pick = as_pick_law(pick, problem, weights)

@@ -25,7 +25,8 @@ def quick_compilation():
 
 
 @pytest.fixture
-def float64():
+def float64(quick_compilation):
+    """Double precision: mathematics, not what users run."""
     with jax.enable_x64(True):
         yield np.float64
 

@@ -204,10 +204,14 @@ def test_older_configurations_mean_the_same():
 
 def python(script: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
     """A process of its own, which sees as many devices as it is told."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    options = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", script, str(DATA), *arguments],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **options},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

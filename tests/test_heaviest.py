@@ -9,7 +9,8 @@ from globalres_jax.heaviest import heaviest
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "size"), [(5, 1), (5, 5), (32, 7), (33, 32), (1000, 300)]
+    ("vocab_size", "size"),
+    [(5, 1), (5, 5), (32, 7), (33, 32), (1000, 300), (300_000, 9000)],
 )
 def test_all_mass_is_found_and_no_token_twice(vocab_size, size):
     rng = np.random.default_rng(vocab_size + size)

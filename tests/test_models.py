@@ -21,6 +21,8 @@ from globalres_jax.base import Model
 from globalres_jax.cache import commit
 from globalres_jax.tree import tree_mask
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = TransformerConfig(
     vocab_size=11,
     num_layers=2,
