@@ -81,5 +81,7 @@ def output_deviation(
     )
     emitted = beta * ratio
     residual = np.maximum(p - assumed, 0)
-    residual = residual / residual.sum() if residual.sum() > 0 else p / p.sum()
+    # What the rule falls back on; `p` may be the part of a target that has no mass.
+    residual = residual if residual.sum() > 0 else p
+    residual = residual / max(residual.sum(), np.finfo(np.float64).tiny)
     return float(np.abs(emitted + (p.sum() - emitted.sum()) * residual - p).sum())

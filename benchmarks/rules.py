@@ -5,7 +5,8 @@
 A position is what a decoding step does there: decide from p, the law and the drafts,
 and draw the token. Rows are synthetic: Zipf-like logits, the draft's a noisy copy of
 the target's. Drafts come from the `--top-k` most likely tokens of q; p is whole.
-Float32. Compilation is reported apart.
+Float32. Each is timed in turns with recursive rejection of i.i.d. drafts, compilation
+apart.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import functools
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +65,7 @@ CASES = (
 
 @dataclasses.dataclass
 class Cell:
-    """One line of the table; milliseconds a position, medians."""
+    """One line of the table: milliseconds a position, and over the reference's."""
 
     rule: str
     law: str
@@ -70,6 +73,8 @@ class Cell:
     n: int
     one_ms: float
     batch_ms: float
+    one_ratio: float
+    batch_ratio: float
     compile_s: float
 
 
@@ -83,8 +88,21 @@ def rows(key: Array, vocab_size: int, top_k: int) -> tuple[Array, Array]:
     return probabilities(target, 1.0), probabilities(draft, 1.0, top_k=top_k)
 
 
-def measure(case: tuple[str, str], p: Array, q: Array, n: int, top_k: int) -> Cell:
-    """Times one rule under one law."""
+class Position(NamedTuple):
+    """A rule under a law, compiled for one position and for a batch."""
+
+    one: Callable
+    batched: Callable
+    rows: tuple[Array, ...]
+    compile_s: float
+
+    def first(self, count: int) -> list[tuple[Array, ...]]:
+        """Arguments of `one`, for the first rows."""
+        return [tuple(x[i] for x in self.rows) for i in range(count)]
+
+
+def prepare(case: tuple[str, str], p: Array, q: Array, n: int, top_k: int) -> Position:
+    """Draws the drafts and compiles."""
     rule, law_name = gr.verifiers.BY_NAME[case[0]](), case[1]
 
     def position(key: Array, p: Array, q: Array, drafts: Array) -> Array:
@@ -96,16 +114,44 @@ def measure(case: tuple[str, str], p: Array, q: Array, n: int, top_k: int) -> Ce
 
     keys = jax.random.split(jax.random.key(1), (2, BATCH))
     drafts = jax.lax.map(lambda row: drafted(*row), (keys[0], q))
-    one = jax.jit(position)
+    rows = keys[1], p, q, drafts
     start = time.perf_counter()
-    one = one.lower(keys[1][0], p[0], q[0], drafts[0]).compile()
+    one = jax.jit(position).lower(*(x[0] for x in rows)).compile()
     compile_s = time.perf_counter() - start
-    singles = [(keys[1][i], p[i], q[i], drafts[i]) for i in range(8)]
-    one_s = np.median([time_call(one, *row, repeats=5)[1] for row in singles])
     batched = jax.jit(lambda *rows: map_rows(position, *rows))
-    batch_s = time_call(batched, keys[1], p, q, drafts)[1] / BATCH
+    return Position(one, batched, rows, round(compile_s, 2))
+
+
+def in_turns(calls: list[tuple], repeats: int) -> np.ndarray:
+    """Median milliseconds of each `(function, *arguments)`, one after the other."""
+    seconds = [
+        [time_call(function, *args, repeats=1)[1] for function, *args in calls]
+        for _ in range(repeats)
+    ]
+    return 1e3 * np.median(seconds, axis=0)
+
+
+def measure(case: tuple[str, str], position: Position, reference: Position) -> Cell:
+    """Times one rule under one law, in turns with the reference."""
+    pair = position, reference
+    singles = zip(*(x.first(8) for x in pair), strict=True)
+    one = np.median(
+        [
+            in_turns([(x.one, *row) for x, row in zip(pair, rows, strict=True)], 5)
+            for rows in singles
+        ],
+        axis=0,
+    )
+    batch = in_turns([(x.batched, *x.rows) for x in pair], 5) / BATCH
     return Cell(
-        *case, p.shape[1], n, 1e3 * float(one_s), 1e3 * batch_s, round(compile_s, 2)
+        *case,
+        vocab_size=position.rows[1].shape[1],
+        n=position.rows[3].shape[1],
+        one_ms=float(one[0]),
+        batch_ms=float(batch[0]),
+        one_ratio=float(one[0] / one[1]),
+        batch_ratio=float(batch[0] / batch[1]),
+        compile_s=position.compile_s,
     )
 
 
@@ -123,8 +169,7 @@ def markdown(cells: list[Cell]) -> str:
         for c in block:
             lines.append(
                 f"| {c.rule} | {c.law} | {c.one_ms:.2f} | {c.batch_ms:.2f} | "
-                f"{c.one_ms / block[0].one_ms:.1f}, "
-                f"{c.batch_ms / block[0].batch_ms:.1f} | {c.compile_s:.1f} |"
+                f"{c.one_ratio:.1f}, {c.batch_ratio:.1f} | {c.compile_s:.1f} |"
             )
     return "\n".join(lines)
 
@@ -145,9 +190,12 @@ def main() -> None:
     made = functools.lru_cache(maxsize=1)(
         lambda size: rows(jax.random.key(size), size, args.top_k)
     )
+    reference = functools.lru_cache(maxsize=1)(
+        lambda size, n: prepare(CASES[0], *made(size), n, args.top_k)
+    )
     for vocab_size, n, case in track(work, "rules", console=console, transient=True):
-        p, q = made(vocab_size)
-        cells.append(measure(case, p, q, n, args.top_k))
+        position = prepare(case, *made(vocab_size), n, args.top_k)
+        cells.append(measure(case, position, reference(vocab_size, n)))
     report = markdown(cells)
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores\n{report}")
     if args.out:

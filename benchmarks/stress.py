@@ -91,18 +91,19 @@ def main() -> int:
             n = rng.choice(NUM_DRAFTS, len(p)).astype(np.int32)
             plan = jax.tree.map(np.asarray, solve(p, q, n))
             checked = rng.choice(len(p), 2)
-            deviation = max(
+            deviations = [
                 output_deviation(p[i], q[i], int(n[i]), plan.weights[i], plan.pick[i])
                 for i in checked
-            )
+            ]
             bad = ~np.isfinite(plan.gap) | ~np.isfinite(plan.pick).all(1)
+            bad[checked] |= ~np.isfinite(deviations)
             row = totals.setdefault(name, [0, 0, 0, 0.0, 0, 0.0])
             row[0] += len(p)
             row[1] += int(bad.sum())
             row[2] += int((~(plan.gap <= 1e-4)).sum())
             row[3] = max(row[3], float(plan.gap.max()))
             row[4] = max(row[4], int(plan.iterations.max()))
-            row[5] = max(row[5], deviation)
+            row[5] = max(row[5], *deviations)
             done += len(p)
             if done >= args.problems:
                 break
