@@ -43,6 +43,8 @@ _MAX_ROUNDS = 6
 _WORTHWHILE = 0.5
 #: Log-weights at which F is tabulated. Below them it is proportional to e^a.
 _TABLE = np.linspace(-20, LOG_WEIGHT_BOUND, 256)
+#: Python numbers: NumPy's own would make float32 arrays float64 where JAX allows that.
+_LEAST = float(_TABLE[0])
 _SPACING = float(_TABLE[1] - _TABLE[0])
 _BLOCK = 16
 #: Slopes at both ends and width of a cell to its cubic; two more are passed on.
@@ -197,9 +199,9 @@ def _invert(log_share: Array, slope: Array, ratio: Array) -> Array:
         row.at[cell].get(mode="promise_in_bounds") for row in cells
     )
     u = jnp.clip((ratio - low) * scale, 0, 1)
-    first = _TABLE[0] + _SPACING * cell.astype(ratio.dtype)
+    first = _LEAST + _SPACING * cell.astype(ratio.dtype)
     weights = first + u * (linear + u * (square + u * cubic))
-    weights = jnp.where(ratio < height[0], _TABLE[0] + ratio - height[0], weights)
+    weights = jnp.where(ratio < height[0], _LEAST + ratio - height[0], weights)
     return jnp.where(ratio >= height[-1], LOG_WEIGHT_BOUND, weights)
 
 
@@ -229,7 +231,7 @@ def _below(table: Array, values: Array) -> Array:
 
 def _read(table: Array, log_weights: Array) -> Array:
     """Values [m] of the `table [256]` at `log_weights [m]`, linear between points."""
-    place = jnp.clip((log_weights - _TABLE[0]) / _SPACING, 0, len(_TABLE) - 1)
+    place = jnp.clip((log_weights - _LEAST) / _SPACING, 0, len(_TABLE) - 1)
     cell = jnp.minimum(place.astype(jnp.int32), len(_TABLE) - 2)
     return table[cell] + (place - cell) * (table[cell + 1] - table[cell])
 

@@ -25,10 +25,16 @@ def quick_compilation():
 
 
 @pytest.fixture
-def float64(quick_compilation):
-    """Double precision: mathematics, not what users run."""
+def both_precisions():
+    """Float64 allowed, for tests of float32 arithmetic beside it."""
     with jax.enable_x64(True):
-        yield np.float64
+        yield
+
+
+@pytest.fixture
+def float64(quick_compilation, both_precisions):
+    """Double precision: mathematics, not what users run."""
+    return np.float64
 
 
 def distributions(vocab_size: int, seed: int, count: int):

@@ -54,7 +54,6 @@ def test_generate_shows_text_and_metrics(capsys):
     assert second.strip() in first
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("draft", ["layers:0", "prompt-lookup"])
 def test_drafts_without_a_second_model(draft, capsys):
     options = ["--draft", draft, "--json", "--verbose"]
@@ -86,7 +85,6 @@ def test_a_chat_template_is_used_unless_refused():
         prompt("--no-chat-template", "--system", "Rhyme")
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_same_seed_same_text(capsys):
     texts = []
     for seed in ("1", "1", "2"):
@@ -164,7 +162,6 @@ def test_the_best_law_at_each_position_is_at_least_each_law(logits_file):
     assert max(optima.values()) <= best <= 1
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_acceptance_of_bfloat16_logits(tmp_path, capsys):
     import ml_dtypes
 

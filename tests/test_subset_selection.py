@@ -73,7 +73,7 @@ def test_bad_targets_are_named():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("size", [5, 300, 2000])
-def test_among_sets_that_tie_all_tokens_are_chosen(size, dtype, float64):
+def test_among_sets_that_tie_all_tokens_are_chosen(size, dtype, both_precisions):
     for seed in range(5):
         # With p = q no set is better than another that the drafts exhaust.
         p = np.random.default_rng(seed).dirichlet(np.ones(size))

@@ -74,7 +74,7 @@ def test_both_solvers_find_one_optimum(float64):
         )
 
 
-def test_float32_agrees_with_float64(float64):
+def test_float32_agrees_with_float64(both_precisions):
     for p, q in distributions(6, 2, 6):
         plans = [
             gr.solve_transport(jnp.asarray(p, dtype), gr.IID(jnp.asarray(q, dtype), 4))
@@ -84,6 +84,14 @@ def test_float32_agrees_with_float64(float64):
         np.testing.assert_allclose(
             plans[0].acceptance_rate, plans[1].acceptance_rate, atol=2e-5
         )
+
+
+def test_float32_stays_where_float64_is_allowed(both_precisions):
+    """On pools, too: their table must not widen what it is read for."""
+    p, q = (jnp.asarray(x, jnp.float32) for x in next(distributions(400, 3, 1)))
+    plan = gr.solve_transport(p, gr.IID(q, 4))
+    assert plan.weights.dtype == plan.pick.dtype == plan.gap.dtype == jnp.float32
+    assert bool(plan.converged)
 
 
 def test_one_compilation_serves_every_number_of_drafts(float64):
