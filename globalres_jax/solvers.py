@@ -191,39 +191,51 @@ class ProjectedNewton(IterativeSolver):
             params, state = self.run(start, problem)
             pick = pick_law(problem, race_weights(problem, params))
             return params, pick, state.iter_num
-        fixed = jax.lax.stop_gradient(problem)
+        found, pick, iterations = self._search(jax.lax.stop_gradient(problem))
+
+        def known(init_params, problem: RaceProblem):
+            del problem
+            return init_params, (pick, iterations)
+
+        root = implicit_diff.custom_root(self.optimality_fun, has_aux=True)
+        params, (pick, iterations) = root(known)(found, problem)
+        return params, jax.lax.stop_gradient(pick), iterations
+
+    def _search(self, problem: RaceProblem) -> tuple[Array, Array, Array]:
+        """Log-weights [V] from the pools' curve, or by tokens if it falls short."""
         on_pools = dataclasses.replace(
             self,
             maxiter=min(self.maxiter, _POOL_ITERATIONS),
             least_progress=self.goal,
             implicit_diff=False,
         )
-        found, iterations = in_rows(lambda race: solve_on_curve(race, on_pools))(fixed)
 
-        def finish(init_params, problem: RaceProblem):
-            found, iterations = init_params
-            state = self.init_state(found.log_weights, problem)
-            error = jnp.where(found.gap <= self.enough, 0, found.gap)
-            state = state._replace(error=error, iter_num=iterations)
-            params, state = self._loop(found.log_weights, state, problem)
+        # All of it row by row: a batch would take the way by tokens for every row.
+        @in_rows
+        def search(problem: RaceProblem):
+            found, iterations = solve_on_curve(problem, on_pools)
 
-            # Float32 may be exhausted: what the pools gave is not always improved on.
-            def best():
+            def by_tokens():
+                state = self.init_state(found.log_weights, problem)
+                state = state._replace(error=found.gap, iter_num=iterations)
+                params, state = self._loop(found.log_weights, state, problem)
                 pick = pick_law(problem, race_weights(problem, params))
+                # Float32 may be exhausted: what the pools gave is not always improved on.
                 better = acceptance_gap(problem, params, pick) < found.gap
                 better = better | ~jnp.isfinite(found.gap)
                 return (
                     jnp.where(better, params, found.log_weights),
                     jnp.where(better, pick, found.pick),
+                    state.iter_num,
                 )
 
-            changed = (state.iter_num > iterations) | ~jnp.isfinite(found.gap)
-            params, pick = jax.lax.cond(changed, best, lambda: (params, found.pick))
-            return params, (pick, state.iter_num)
+            return jax.lax.cond(
+                found.gap <= self.enough,
+                lambda: (found.log_weights, found.pick, iterations),
+                by_tokens,
+            )
 
-        root = implicit_diff.custom_root(self.optimality_fun, has_aux=True)
-        params, (pick, iterations) = root(finish)((found, iterations), problem)
-        return params, jax.lax.stop_gradient(pick), iterations
+        return search(problem)
 
     def _run(self, init_params: Array, problem: RaceProblem) -> OptStep:
         return self._loop(init_params, self.init_state(init_params, problem), problem)
