@@ -41,14 +41,20 @@ def logits_pair(path: Path | None, rows: int) -> tuple[jax.Array, jax.Array]:
     return pair[0], pair[1]
 
 
-def time_call(function: Callable, *args, repeats: int = 3) -> tuple[object, float]:
-    """The result, and the median seconds of `repeats` calls after a warm one."""
+def call_seconds(function: Callable, *args, repeats: int) -> tuple[object, np.ndarray]:
+    """The result, and the seconds of each of `repeats` calls after a warm one."""
     result = jax.block_until_ready(function(*args))
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(function(*args))
         seconds.append(time.perf_counter() - start)
+    return result, np.asarray(seconds)
+
+
+def time_call(function: Callable, *args, repeats: int = 3) -> tuple[object, float]:
+    """The result, and the median seconds of `repeats` calls after a warm one."""
+    result, seconds = call_seconds(function, *args, repeats=repeats)
     return result, float(np.median(seconds))
 
 

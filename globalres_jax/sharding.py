@@ -7,6 +7,7 @@ axis that the mesh lacks is not split over. XLA adds the communication.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -108,6 +109,37 @@ def gather_vocabulary(mesh: Mesh | None, logits: Array) -> Array:
         return logits
     spec = PartitionSpec(_split(mesh, DATA, logits.shape[0]), None, None)
     return jax.lax.with_sharding_constraint(logits, NamedSharding(mesh, spec))
+
+
+def spread_vmap(mesh: Mesh, function: Callable) -> Callable:
+    """`jax.vmap(function)` with the rows split over the mesh's axis `data`.
+
+    Every device works through its own rows, none waits for another. On a CPU this is
+    how a batch uses its cores: as devices (`jax_num_cpu_devices`).
+
+    Args:
+      mesh: has the axis `data`.
+      function: of one row; its arguments and results are pytrees of arrays.
+
+    Raises:
+      ValueError: when called with a number of rows that `data` does not divide.
+    """
+    parts = mesh.shape[DATA]
+    rows = PartitionSpec(DATA)
+    split = jax.shard_map(
+        jax.vmap(function), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+    )
+
+    def spread(*args: Any) -> Any:
+        for leaf in jax.tree.leaves(args):
+            if leaf.shape[0] % parts:
+                raise ValueError(
+                    f"args: {leaf.shape[0]} rows cannot be split evenly over the "
+                    f"{parts} devices of the mesh's axis {DATA!r}"
+                )
+        return split(*args)
+
+    return spread
 
 
 def mesh_of(params: Any) -> Mesh | None:

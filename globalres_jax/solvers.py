@@ -191,18 +191,19 @@ class ProjectedNewton(IterativeSolver):
             params, state = self.run(start, problem)
             pick = pick_law(problem, race_weights(problem, params))
             return params, pick, state.iter_num
-        found, pick, iterations = self._search(jax.lax.stop_gradient(problem))
+        found = self._search(jax.lax.stop_gradient(problem))
 
-        def known(init_params, problem: RaceProblem):
+        def known(found, problem: RaceProblem):
             del problem
-            return init_params, (pick, iterations)
+            params, pick, iterations = found
+            return params, (pick, iterations)
 
         root = implicit_diff.custom_root(self.optimality_fun, has_aux=True)
         params, (pick, iterations) = root(known)(found, problem)
         return params, jax.lax.stop_gradient(pick), iterations
 
     def _search(self, problem: RaceProblem) -> tuple[Array, Array, Array]:
-        """Log-weights [V] from the pools' curve, or by tokens if it falls short."""
+        """Log-weights [V], pick law [V], iterations: from the pools, or by tokens."""
         on_pools = dataclasses.replace(
             self,
             maxiter=min(self.maxiter, _POOL_ITERATIONS),
@@ -220,7 +221,7 @@ class ProjectedNewton(IterativeSolver):
                 state = state._replace(error=found.gap, iter_num=iterations)
                 params, state = self._loop(found.log_weights, state, problem)
                 pick = pick_law(problem, race_weights(problem, params))
-                # Float32 may be exhausted: what the pools gave is not always improved on.
+                # Float32 may be exhausted: not always is the pools' result improved on.
                 better = acceptance_gap(problem, params, pick) < found.gap
                 better = better | ~jnp.isfinite(found.gap)
                 return (

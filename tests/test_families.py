@@ -236,6 +236,21 @@ mesh = None
 if jax.device_count() > 1:
     mesh = sharding.make_mesh(data=2)
     assert dict(mesh.shape) == {"data": 2, "model": jax.device_count() // 2}
+if port == "0" and mesh is not None:
+    # Rows of a batch, a half of them on each part of the mesh.
+    p, q = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 4, 12)))
+    solve = lambda p, q: gr.solve_transport(p, gr.IID(q, 3))
+    spread = jax.jit(sharding.spread_vmap(mesh, solve))
+    plan = spread(*sharding.place_rows(mesh, (p, q)))
+    assert plan.weights.addressable_shards[0].data.shape == (2, 12)
+    for ours, theirs in zip(plan, jax.vmap(solve)(p, q)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    try:
+        spread(p[:3], q[:3])
+    except ValueError as error:
+        assert "3 rows" in str(error) and "2 devices" in str(error), error
+    else:
+        raise AssertionError("3 rows were split over 2 parts")
 target, draft = gr.models.load_pair(f"{data}/qwen2", "layers:0-1", mesh=mesh)
 weight = target.params["blocks"][0]["attention"]["query"]["weight"]
 if mesh is not None:
