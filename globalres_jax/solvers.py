@@ -211,14 +211,16 @@ class ProjectedNewton(IterativeSolver):
             implicit_diff=False,
         )
 
-        # All of it row by row: a batch would take the way by tokens for every row.
+        # In rows, so that on a CPU only those that need it take the way by tokens.
         @in_rows
         def search(problem: RaceProblem):
             found, iterations = solve_on_curve(problem, on_pools)
 
             def by_tokens():
                 state = self.init_state(found.log_weights, problem)
-                state = state._replace(error=found.gap, iter_num=iterations)
+                # Zero: where rows run together, those that are done take no step.
+                error = jnp.where(found.gap <= self.enough, 0, found.gap)
+                state = state._replace(error=error, iter_num=iterations)
                 params, state = self._loop(found.log_weights, state, problem)
                 pick = pick_law(problem, race_weights(problem, params))
                 # Float32 may be exhausted: not always is the pools' result improved on.
