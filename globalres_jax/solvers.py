@@ -191,15 +191,12 @@ class ProjectedNewton(IterativeSolver):
             params, state = self.run(start, problem)
             pick = pick_law(problem, race_weights(problem, params))
             return params, pick, state.iter_num
-        found = self._search(jax.lax.stop_gradient(problem))
-
-        def known(found, problem: RaceProblem):
-            del problem
-            params, pick, iterations = found
-            return params, (pick, iterations)
-
+        # In rows, so that on a CPU only those that need it take the way by tokens.
+        found = in_rows(self._search)(jax.lax.stop_gradient(problem))
+        # The solution is known; the root only gives it its derivatives.
         root = implicit_diff.custom_root(self.optimality_fun, has_aux=True)
-        params, (pick, iterations) = root(known)(found, problem)
+        known = root(lambda found, problem: (found[0], found[1:]))
+        params, (pick, iterations) = known(found, problem)
         return params, jax.lax.stop_gradient(pick), iterations
 
     def _search(self, problem: RaceProblem) -> tuple[Array, Array, Array]:
@@ -210,35 +207,27 @@ class ProjectedNewton(IterativeSolver):
             least_progress=self.goal,
             implicit_diff=False,
         )
+        found, iterations = solve_on_curve(problem, on_pools)
+        enough = found.gap <= self.enough
 
-        # In rows, so that on a CPU only those that need it take the way by tokens.
-        @in_rows
-        def search(problem: RaceProblem):
-            found, iterations = solve_on_curve(problem, on_pools)
-
-            def by_tokens():
-                state = self.init_state(found.log_weights, problem)
-                # Zero: where rows run together, those that are done take no step.
-                error = jnp.where(found.gap <= self.enough, 0, found.gap)
-                state = state._replace(error=error, iter_num=iterations)
-                params, state = self._loop(found.log_weights, state, problem)
-                pick = pick_law(problem, race_weights(problem, params))
-                # Float32 may be exhausted: not always is the pools' result improved on.
-                better = acceptance_gap(problem, params, pick) < found.gap
-                better = better | ~jnp.isfinite(found.gap)
-                return (
-                    jnp.where(better, params, found.log_weights),
-                    jnp.where(better, pick, found.pick),
-                    state.iter_num,
-                )
-
-            return jax.lax.cond(
-                found.gap <= self.enough,
-                lambda: (found.log_weights, found.pick, iterations),
-                by_tokens,
+        def by_tokens():
+            state = self.init_state(found.log_weights, problem)
+            # Zero: where rows run together, those that are done take no step.
+            error = jnp.where(enough, 0, found.gap)
+            state = state._replace(error=error, iter_num=iterations)
+            params, state = self._loop(found.log_weights, state, problem)
+            pick = pick_law(problem, race_weights(problem, params))
+            # Float32 may be exhausted: what the pools gave is not always improved on.
+            better = acceptance_gap(problem, params, pick) < found.gap
+            better = better | ~jnp.isfinite(found.gap)
+            return (
+                jnp.where(better, params, found.log_weights),
+                jnp.where(better, pick, found.pick),
+                state.iter_num,
             )
 
-        return search(problem)
+        as_found = found.log_weights, found.pick, iterations
+        return jax.lax.cond(enough, lambda: as_found, by_tokens)
 
     def _run(self, init_params: Array, problem: RaceProblem) -> OptStep:
         return self._loop(init_params, self.init_state(init_params, problem), problem)
