@@ -17,7 +17,7 @@ import numpy as np
 from measure import logits_pair
 
 from globalres_jax.commands.acceptance import LAWS, compare_laws, mean_optima
-from globalres_jax.probabilities import probabilities
+from globalres_jax.transforms import probabilities
 
 TOP_K = (5, 10, 50, 200, 1000)
 NUM_DRAFTS = (1, 2, 3, 4, 6, 8)

@@ -30,9 +30,9 @@ from rich.progress import track
 
 import globalres_jax as gr
 from globalres_jax.base import Array
-from globalres_jax.batching import map_rows
-from globalres_jax.probabilities import probabilities
-from globalres_jax.verification import draw
+from globalres_jax.numerics.rows import map_rows
+from globalres_jax.transforms import probabilities
+from globalres_jax.tree_verifiers.top_down import draw
 
 BATCH = 64
 

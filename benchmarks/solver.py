@@ -25,7 +25,7 @@ from measure import call_seconds, logits_pair, output_deviation, time_call
 from reference_solvers import SOLVERS, run_limited
 
 import globalres_jax as gr
-from globalres_jax.probabilities import probabilities
+from globalres_jax.transforms import probabilities
 from globalres_jax.verifiers import TruncatedGlobalResolution
 
 NUM_DRAFTS = (2, 4, 5, 10)

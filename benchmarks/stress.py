@@ -19,8 +19,8 @@ import numpy as np
 from measure import logits_pair, output_deviation
 
 import globalres_jax as gr
-from globalres_jax.batching import map_rows
-from globalres_jax.probabilities import probabilities
+from globalres_jax.numerics.rows import map_rows
+from globalres_jax.transforms import probabilities
 
 NUM_DRAFTS = (1, 2, 3, 4, 5, 8, 10, 16, 32, 64)
 

@@ -12,8 +12,8 @@ if not (Path(__file__).parent / "models").is_dir():
 
 from globalres_jax import draft_laws, models, sharding, testing, verifiers
 from globalres_jax.base import Decision, Model
-from globalres_jax.config import SpeculativeConfig
-from globalres_jax.decoding import Generation, generate
+from globalres_jax.decoding.config import SpeculativeConfig
+from globalres_jax.decoding.loop import Generation, generate
 from globalres_jax.draft_laws import (
     IID,
     Deterministic,
@@ -21,10 +21,10 @@ from globalres_jax.draft_laws import (
     TopPlusSample,
     WithoutReplacement,
 )
-from globalres_jax.metrics import Metrics
-from globalres_jax.prompt_lookup import PromptLookup
-from globalres_jax.solvers import BoxLBFGS, ProjectedNewton
-from globalres_jax.transport import (
+from globalres_jax.decoding.metrics import Metrics
+from globalres_jax.drafters.prompt_lookup import PromptLookup
+from globalres_jax.transport.solvers import BoxLBFGS, ProjectedNewton
+from globalres_jax.transport.plan import (
     TransportPlan,
     optimal_acceptance_rate,
     solve_transport,

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from globalres_jax.base import Array
-from globalres_jax.checks import is_concrete
+from globalres_jax.validation import is_concrete
 
 DATA, MODEL = "data", "model"
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from globalres_jax.base import Array, Model
 from globalres_jax.cache import KVCache, init_cache
-from globalres_jax.checks import as_distribution
+from globalres_jax.validation import as_distribution
 
 _LARGEST_ENUMERATION = 2_000_000
 

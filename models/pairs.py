@@ -11,7 +11,7 @@ from globalres_jax.models.loading import load
 from jax.sharding import Mesh
 
 from globalres_jax.base import Array, Cache, Model, ModelFn, NewCache, Params
-from globalres_jax.prompt_lookup import PromptLookup
+from globalres_jax.drafters.prompt_lookup import PromptLookup
 
 LOOKUP, LAYERS = "prompt-lookup", "layers:"
 

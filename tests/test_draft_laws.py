@@ -5,8 +5,8 @@ import pytest
 from conftest import adversarial, distributions, draft_laws
 
 import globalres_jax as gr
-from globalres_jax.race import pick_law, race_weights
-from globalres_jax.transport import law_problem
+from globalres_jax.transport.iid_race import pick_law, race_weights
+from globalres_jax.transport.plan import law_problem
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from globalres_jax.heaviest import heaviest
+from globalres_jax.numerics.top_tokens import heaviest
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import pytest
 from conftest import distributions
 
 import globalres_jax as gr
-from globalres_jax.curvature import curvature
-from globalres_jax.race import (
+from globalres_jax.transport.hessian import curvature
+from globalres_jax.transport.iid_race import (
     LOG_WEIGHT_BOUND,
     dual_objective,
     pick_law,
 )
-from globalres_jax.transport import race_problem
+from globalres_jax.transport.plan import race_problem
 
 
 def enumerated_pick_law(q, weights, n):

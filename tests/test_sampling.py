@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chisquare
 
 from globalres_jax.base import NO_TOKEN
-from globalres_jax.sampling import sample, sample_without_replacement
+from globalres_jax.numerics.categorical import sample, sample_without_replacement
 
 DRAWS = 200_000
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import adversarial, distributions
 
 import globalres_jax as gr
-from globalres_jax.subset_selection import optimal_threshold
+from globalres_jax.transport.subset_selection import optimal_threshold
 
 
 def brute_force(p, q, n):

@@ -11,7 +11,8 @@ SCRIPT = """
     from jax.experimental import topologies
 
     import globalres_jax as gr
-    from globalres_jax import decoding, models
+    from globalres_jax import models
+from globalres_jax.decoding import loop as decoding
 
     devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
     place = jax.sharding.SingleDeviceSharding(devices[0])

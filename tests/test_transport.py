@@ -9,7 +9,7 @@ from conftest import adversarial, distributions
 
 import globalres_jax as gr
 from globalres_jax import models
-from globalres_jax.probabilities import probabilities
+from globalres_jax.transforms import probabilities
 
 
 @pytest.fixture(scope="module")

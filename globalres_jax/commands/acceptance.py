@@ -16,8 +16,8 @@ from rich.table import Table
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.draft_laws import IID, WithoutReplacement
-from globalres_jax.probabilities import probabilities
-from globalres_jax.transport import optimal_acceptance_rate
+from globalres_jax.transforms import probabilities
+from globalres_jax.transport.plan import optimal_acceptance_rate
 from globalres_jax.verifiers import BY_NAME, GlobalResolution, SingleDraft
 
 #: Draws a position for rules whose acceptance rate has no closed form.

@@ -16,10 +16,10 @@ from rich.text import Text
 
 from globalres_jax.base import Model
 from globalres_jax.commands.loading import load_measured
-from globalres_jax.config import SpeculativeConfig
-from globalres_jax.decoding import Generation
-from globalres_jax.decoding import generate as decode
-from globalres_jax.prompt_lookup import PromptLookup
+from globalres_jax.decoding.config import SpeculativeConfig
+from globalres_jax.decoding.loop import Generation
+from globalres_jax.decoding.loop import generate as decode
+from globalres_jax.drafters.prompt_lookup import PromptLookup
 from globalres_jax.verifiers import BY_NAME, SingleDraft, by_name
 
 

@@ -12,7 +12,7 @@ import jax
 
 from globalres_jax import models
 from globalres_jax.base import Model
-from globalres_jax.prompt_lookup import PromptLookup
+from globalres_jax.drafters.prompt_lookup import PromptLookup
 
 _GIGABYTE = 1e9
 

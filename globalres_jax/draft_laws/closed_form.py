@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.summation import blockwise_sum
+from globalres_jax.numerics.sums import blockwise_sum
 
 #: Stands for 0 where a weight would be infinite; so much acceptance is given up.
 _LEAST = 1e-7

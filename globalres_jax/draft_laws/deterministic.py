@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.checks import is_concrete
+from globalres_jax.validation import is_concrete
 from globalres_jax.draft_laws.closed_form import ClosedForm, fixed_and_one
 from globalres_jax.draft_laws.law import DraftLaw, Moments, no_factors, root_scale
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.checks import as_distribution, is_concrete
+from globalres_jax.validation import as_distribution, is_concrete
 from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
@@ -16,8 +16,8 @@ from globalres_jax.draft_laws.law import (
     root_scale,
     transform,
 )
-from globalres_jax.sampling import sample_independent
-from globalres_jax.summation import blockwise_sum
+from globalres_jax.numerics.categorical import sample_independent
+from globalres_jax.numerics.sums import blockwise_sum
 
 
 class IID(DraftLaw):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.checks import as_distribution, is_concrete
+from globalres_jax.validation import as_distribution, is_concrete
 from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
@@ -14,9 +14,9 @@ from globalres_jax.draft_laws.law import (
     ratio_order,
     transform,
 )
-from globalres_jax.heaviest import heaviest
-from globalres_jax.sampling import sample
-from globalres_jax.summation import blockwise_sum
+from globalres_jax.numerics.top_tokens import heaviest
+from globalres_jax.numerics.categorical import sample
+from globalres_jax.numerics.sums import blockwise_sum
 
 
 class Independent(DraftLaw):

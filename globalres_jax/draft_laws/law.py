@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.checks import is_concrete
+from globalres_jax.validation import is_concrete
 from globalres_jax.draft_laws.closed_form import ClosedForm
-from globalres_jax.heaviest import heaviest
-from globalres_jax.summation import blockwise_sum
+from globalres_jax.numerics.top_tokens import heaviest
+from globalres_jax.numerics.sums import blockwise_sum
 
 
 class Moments(NamedTuple):

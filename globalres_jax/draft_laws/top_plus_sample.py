@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import NO_TOKEN, Array
-from globalres_jax.checks import as_distribution
+from globalres_jax.validation import as_distribution
 from globalres_jax.draft_laws.closed_form import ClosedForm, fixed_and_one
 from globalres_jax.draft_laws.law import (
     DraftLaw,
@@ -18,8 +18,8 @@ from globalres_jax.draft_laws.law import (
     root_scale,
     transform,
 )
-from globalres_jax.sampling import sample
-from globalres_jax.summation import blockwise_sum
+from globalres_jax.numerics.categorical import sample
+from globalres_jax.numerics.sums import blockwise_sum
 
 
 class TopPlusSample(DraftLaw):

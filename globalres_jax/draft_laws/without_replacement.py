@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.checks import as_distribution
+from globalres_jax.validation import as_distribution
 from globalres_jax.draft_laws import clocks
 from globalres_jax.draft_laws.law import (
     DraftLaw,
@@ -20,8 +20,8 @@ from globalres_jax.draft_laws.law import (
     root_scale,
     transform,
 )
-from globalres_jax.sampling import sample_without_replacement
-from globalres_jax.summation import blockwise_sum
+from globalres_jax.numerics.categorical import sample_without_replacement
+from globalres_jax.numerics.sums import blockwise_sum
 
 #: From these odds q / (1 - q) on, a token is drafted as good as surely.
 _OUTWEIGHS = 300.0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import TopPlusSample
-from globalres_jax.probabilities import normalized_residual
+from globalres_jax.transforms import normalized_residual
 from globalres_jax.verifiers.rule import Rule, accept_probability, take_drafted
 
 

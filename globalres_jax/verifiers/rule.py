@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
-from globalres_jax.checks import as_distribution, same_vocabulary
+from globalres_jax.validation import as_distribution, same_vocabulary
 from globalres_jax.draft_laws import DraftLaw, Independent
 
 

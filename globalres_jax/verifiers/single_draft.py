@@ -10,7 +10,7 @@ import numpy as np
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import IID, DraftLaw, Independent, WithoutReplacement
-from globalres_jax.probabilities import normalized_residual
+from globalres_jax.transforms import normalized_residual
 from globalres_jax.verifiers.rule import Rule, accept_probability, first_law
 
 

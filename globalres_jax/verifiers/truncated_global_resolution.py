@@ -24,8 +24,8 @@ import numpy as np
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import IID
 from globalres_jax.draft_laws.law import ratio_order
-from globalres_jax.probabilities import normalized_residual
-from globalres_jax.subset_selection import optimal_prefix
+from globalres_jax.transforms import normalized_residual
+from globalres_jax.transport.subset_selection import optimal_prefix
 from globalres_jax.verifiers.rule import Rule
 
 #: Box of the log-parameters; the outer objective is flat along their common shift.

@@ -21,11 +21,11 @@ from jaxopt import implicit_diff
 from jaxopt.base import IterativeSolver, OptStep
 
 from globalres_jax.base import Array
-from globalres_jax.batching import in_rows
-from globalres_jax.curvature import curvature
-from globalres_jax.curve import solve_on_curve
-from globalres_jax.newton import acceptance_gap, free_tokens, newton_direction
-from globalres_jax.race import (
+from globalres_jax.numerics.rows import in_rows
+from globalres_jax.transport.hessian import curvature
+from globalres_jax.transport.weight_curve import solve_on_curve
+from globalres_jax.transport.newton import acceptance_gap, free_tokens, newton_direction
+from globalres_jax.transport.iid_race import (
     LOG_WEIGHT_BOUND,
     LOG_WEIGHT_FLOOR,
     RaceProblem,
@@ -33,7 +33,7 @@ from globalres_jax.race import (
     pick_law,
     race_weights,
 )
-from globalres_jax.summation import blockwise_sum
+from globalres_jax.numerics.sums import blockwise_sum
 
 _POOL_ITERATIONS = 14
 #: Problems with fewer tokens than this are solved without pools.

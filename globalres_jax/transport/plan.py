@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.checks import as_distribution, same_vocabulary
+from globalres_jax.validation import as_distribution, same_vocabulary
 from globalres_jax.draft_laws import IID, DraftLaw
-from globalres_jax.law_race import LawProblem
-from globalres_jax.newton import start_weights
-from globalres_jax.race import (
+from globalres_jax.transport.law_race import LawProblem
+from globalres_jax.transport.newton import start_weights
+from globalres_jax.transport.iid_race import (
     RaceProblem,
     as_pick_law,
     optimal_excess,
@@ -27,9 +27,9 @@ from globalres_jax.race import (
     race_weights,
     rejection_rate,
 )
-from globalres_jax.solvers import ProjectedNewton, RaceSolver
-from globalres_jax.subset_selection import best_prefix, optimal_threshold
-from globalres_jax.summation import blockwise_sum
+from globalres_jax.transport.solvers import ProjectedNewton, RaceSolver
+from globalres_jax.transport.subset_selection import best_prefix, optimal_threshold
+from globalres_jax.numerics.sums import blockwise_sum
 
 
 class TransportPlan(NamedTuple):

@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.curvature import curvature, solve_identity_minus
+from globalres_jax.transport.hessian import curvature, solve_identity_minus
 from globalres_jax.draft_laws import DraftLaw
-from globalres_jax.race import (
+from globalres_jax.transport.iid_race import (
     dual_objective,
     optimal_excess,
     pick_law,
     quadrature,
 )
-from globalres_jax.subset_selection import best_prefix
-from globalres_jax.summation import product
+from globalres_jax.transport.subset_selection import best_prefix
+from globalres_jax.numerics.sums import product
 
 #: Up to this many tokens a Hessian without exact factors is computed entry by entry.
 _DENSE = 64

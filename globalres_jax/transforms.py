@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.summation import blockwise_sum
+from globalres_jax.numerics.sums import blockwise_sum
 
 
 def probabilities(

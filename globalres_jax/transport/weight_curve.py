@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.newton import acceptance_gap, start_weights
-from globalres_jax.pooling import log_ratio, pool_by_ratio
-from globalres_jax.race import (
+from globalres_jax.transport.newton import acceptance_gap, start_weights
+from globalres_jax.transport.pools import log_ratio, pool_by_ratio
+from globalres_jax.transport.iid_race import (
     LOG_WEIGHT_BOUND,
     LOG_WEIGHT_FLOOR,
     RaceProblem,
@@ -35,8 +35,8 @@ from globalres_jax.race import (
     quadrature,
     race_weights,
 )
-from globalres_jax.subset_selection import optimal_threshold
-from globalres_jax.summation import product
+from globalres_jax.transport.subset_selection import optimal_threshold
+from globalres_jax.numerics.sums import product
 
 _MAX_ROUNDS = 6
 #: A round that leaves more than this part of the gap was the last.

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.race import (
+from globalres_jax.transport.iid_race import (
     RaceProblem,
     power_of_phi,
     quadrature,
     survival,
 )
-from globalres_jax.summation import product
+from globalres_jax.numerics.sums import product
 
 #: It is integrated on every second node of the coarse grid, to about 2 %.
 _STRIDE = 2

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.batching import in_rows
-from globalres_jax.summation import running_sums
+from globalres_jax.numerics.rows import in_rows
+from globalres_jax.numerics.sums import running_sums
 
 _BITS = 32
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.batching import in_rows
+from globalres_jax.numerics.rows import in_rows
 from globalres_jax.draft_laws.iid import escape_of
 from globalres_jax.draft_laws.law import mass_beyond
-from globalres_jax.pooling import LEAST_LOG_RATIO, bin_width, log_ratio, ratio_bins
-from globalres_jax.summation import blockwise_sum, running_sums
+from globalres_jax.transport.pools import LEAST_LOG_RATIO, bin_width, log_ratio, ratio_bins
+from globalres_jax.numerics.sums import blockwise_sum, running_sums
 
 #: Up to this many tokens comparing each with each costs least.
 _COMPARED = 320

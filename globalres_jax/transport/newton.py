@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.curvature import Curvature
-from globalres_jax.pooling import log_ratio
-from globalres_jax.race import (
+from globalres_jax.transport.hessian import Curvature
+from globalres_jax.transport.pools import log_ratio
+from globalres_jax.transport.iid_race import (
     LOG_WEIGHT_BOUND,
     LOG_WEIGHT_FLOOR,
     RaceProblem,

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.summation import blockwise_sum, product
+from globalres_jax.numerics.sums import blockwise_sum, product
 
 #: Upper bound A of the log-weights. A token at the bound beats every other one; the
 #: acceptance given up is about exp(-(A - largest inner log-weight)).

@@ -17,14 +17,14 @@ import numpy as np
 
 from globalres_jax.base import Array, Cache, Model
 from globalres_jax.cache import commit, write_slots
-from globalres_jax.checks import is_concrete
-from globalres_jax.config import SpeculativeConfig
-from globalres_jax.drafting import draft_tree
-from globalres_jax.metrics import Metrics, count_step, empty_metrics
-from globalres_jax.prompt_lookup import PromptLookup
+from globalres_jax.validation import is_concrete
+from globalres_jax.decoding.config import SpeculativeConfig
+from globalres_jax.drafters.model import draft_tree
+from globalres_jax.decoding.metrics import Metrics, count_step, empty_metrics
+from globalres_jax.drafters.prompt_lookup import PromptLookup
 from globalres_jax.sharding import gather, mesh_of, place_rows
 from globalres_jax.tree import tree_mask
-from globalres_jax.verification import plan_tree, walk_tree
+from globalres_jax.tree_verifiers.top_down import plan_tree, walk_tree
 
 
 class DecodeState(NamedTuple):

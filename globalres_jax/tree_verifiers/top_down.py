@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import NO_TOKEN, Array, Decision, Verifier
-from globalres_jax.batching import map_rows
-from globalres_jax.sampling import sample
-from globalres_jax.transport import optimal_acceptance_rate
+from globalres_jax.numerics.rows import map_rows
+from globalres_jax.numerics.categorical import sample
+from globalres_jax.transport.plan import optimal_acceptance_rate
 from globalres_jax.tree import TokenTree
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from globalres_jax.base import Array, Verifier
 from globalres_jax.draft_laws import IID
-from globalres_jax.probabilities import check_filters, probabilities
+from globalres_jax.transforms import check_filters, probabilities
 from globalres_jax.tree import TokenTree, paths
 from globalres_jax.verifiers import GlobalResolution
 
