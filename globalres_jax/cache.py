@@ -1,9 +1,4 @@
-"""Key/value cache: a plain pytree with one length per row.
-
-Slots `[0, length)` of a row hold committed tokens. A model appends behind them; a
-token tree written there is turned into text by `commit`, or forgotten by setting the
-length back, since slots past the length are never attended to.
-"""
+"""Key/value cache: a plain pytree with one length per row, as `base.Cache` wants it."""
 
 from __future__ import annotations
 
@@ -36,6 +31,26 @@ class KVCache(NamedTuple):
     def capacity(self) -> int:
         """Number of slots S in each row."""
         return self.positions.shape[1]
+
+    def with_length(self, length: Array) -> KVCache:
+        """The same slots, of which the first `length [B]` hold text."""
+        return self._replace(length=length)
+
+    def keep_path(self, base: Array, nodes: Array, count: Array) -> KVCache:
+        """Moves a path of a token tree behind its root, see `base.Cache`."""
+        source = base[:, None] + nodes
+        target = base[:, None] + 1 + jnp.arange(nodes.shape[1])[None, :]
+
+        def move(slots: Array) -> Array:
+            def row(slots_of_row: Array, src: Array, dst: Array) -> Array:
+                return slots_of_row.at[dst].set(slots_of_row[src], mode="drop")
+
+            return jax.vmap(row)(slots, source, target)
+
+        keys, values, positions = jax.tree.map(
+            move, (self.keys, self.values, self.positions)
+        )
+        return KVCache(keys, values, positions, base + count)
 
 
 def init_cache(
@@ -70,34 +85,3 @@ def write_slots(rows: Array, slots: Array, new: Array) -> Array:
     return jax.vmap(lambda row, slot, value: row.at[slot].set(value, mode="drop"))(
         rows, slots, new.astype(rows.dtype)
     )
-
-
-def commit(cache: KVCache, base: Array, nodes: Array, accept_length: Array) -> KVCache:
-    """Keeps the root of a token tree and the accepted path behind it.
-
-    The tree lies in slots `base + node`. Node `nodes[:, d]` moves to slot
-    `base + 1 + d`, and each row ends after its accepted tokens.
-
-    Args:
-      cache: cache that holds the tree.
-      base: [B] slot of the tree's root.
-      nodes: [B, D] node index of the accepted path at depth 1..D; entries beyond
-        `accept_length` may be any valid node.
-      accept_length: [B] number of accepted drafted tokens.
-
-    Returns:
-      Cache with `length = base + 1 + accept_length`.
-    """
-    source = base[:, None] + nodes
-    target = base[:, None] + 1 + jnp.arange(nodes.shape[1])[None, :]
-
-    def move(slots: Array) -> Array:
-        def row(slots_of_row: Array, src: Array, dst: Array) -> Array:
-            return slots_of_row.at[dst].set(slots_of_row[src], mode="drop")
-
-        return jax.vmap(row)(slots, source, target)
-
-    keys, values, positions = jax.tree.map(
-        move, (cache.keys, cache.values, cache.positions)
-    )
-    return KVCache(keys, values, positions, base + 1 + accept_length)
