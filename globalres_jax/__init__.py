@@ -10,10 +10,20 @@ from pathlib import Path
 if not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
-from globalres_jax import draft_laws, models, sharding, testing, verifiers
+from globalres_jax import (
+    draft_laws,
+    drafters,
+    models,
+    sharding,
+    testing,
+    tree,
+    tree_verifiers,
+    verifiers,
+)
 from globalres_jax.base import Decision, Model
 from globalres_jax.decoding.config import SpeculativeConfig
-from globalres_jax.decoding.loop import Generation, generate
+from globalres_jax.decoding.loop import Generation, compile_generate, generate
+from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.draft_laws import (
     IID,
     Deterministic,
@@ -42,12 +52,15 @@ __all__ = [
     "Model",
     "ProjectedNewton",
     "PromptLookup",
+    "SamplingOptions",
     "SpeculativeConfig",
     "TokenTree",
     "TopPlusSample",
     "TransportPlan",
     "WithoutReplacement",
+    "compile_generate",
     "draft_laws",
+    "drafters",
     "generate",
     "models",
     "optimal_acceptance_rate",
@@ -55,5 +68,7 @@ __all__ = [
     "sharding",
     "solve_transport",
     "testing",
+    "tree",
+    "tree_verifiers",
     "verifiers",
 ]
