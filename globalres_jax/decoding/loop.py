@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array, Cache, Model
-from globalres_jax.cache import commit, write_slots
+from globalres_jax.cache import write_slots
 from globalres_jax.validation import is_concrete
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.drafters.model import draft_tree
@@ -176,8 +176,7 @@ def decode_step(
     advance = jnp.where(state.finished, 0, walk.accept_length + 1)
 
     def settle(cache: Cache) -> Cache:
-        moved = commit(cache, base, walk.nodes, walk.accept_length)
-        return moved._replace(length=base + advance)
+        return cache.keep_path(base, walk.nodes, advance)
 
     def last(tokens_of_row: Array, back: Array) -> Array:
         """The token `back` places before the end of root + emitted tokens."""

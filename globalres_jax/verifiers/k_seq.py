@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import IID
-from globalres_jax.draft_laws.iid import escape_of
+from globalres_jax.numerics.powers import one_minus_power
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.verifiers.rule import Rule, accept_in_turn
 
@@ -55,13 +55,13 @@ class KSeq(Rule):
             low, high = bracket
             middle = 0.5 * (low + high)
             b = accept(middle)
-            enough = escape_of(b, law.num_drafts) <= middle * b
+            enough = one_minus_power(b, law.num_drafts) <= middle * b
             return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
         bracket = jnp.ones((), dtype), jnp.asarray(law.num_drafts, dtype)
         _, divisor = jax.lax.fori_loop(0, _BISECTIONS, halve, bracket)
         b = accept(divisor)
-        return KSeqPlan(divisor, b, escape_of(b, law.num_drafts))
+        return KSeqPlan(divisor, b, one_minus_power(b, law.num_drafts))
 
     def resolve(
         self, plan: KSeqPlan, p: Array, law: IID, draft_tokens: Array

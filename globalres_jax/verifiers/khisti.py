@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import IID, DraftLaw, Independent
-from globalres_jax.draft_laws.law import mass_beyond
+from globalres_jax.numerics.sums import mass_beyond
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.verifiers.rule import Rule, accept_probability, first_law
 

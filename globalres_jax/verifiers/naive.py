@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import IID, DraftLaw, Independent, WithoutReplacement
-from globalres_jax.draft_laws.iid import escape_of
+from globalres_jax.numerics.powers import one_minus_power
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.verifiers.rule import (
     Rule,
@@ -51,7 +51,7 @@ class Naive(Rule):
         if isinstance(law, Independent):
             absent = jnp.prod(1 - law.probs[1:], axis=0)
         elif isinstance(law, IID):
-            absent = 1 - escape_of(q, law.num_drafts - 1)
+            absent = 1 - one_minus_power(q, law.num_drafts - 1)
         elif law.num_drafts == 1:
             absent = jnp.ones_like(q)
         else:

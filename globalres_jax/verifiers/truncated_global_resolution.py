@@ -253,8 +253,7 @@ def _plan(rule: TruncatedGlobalResolution, p: Array, law: IID) -> TruncatedPlan:
     # 1. H* by one sort.
     order = ratio_order(p, q)
     sorted_p, sorted_q = p[order], q[order]
-    nothing = jnp.zeros((), q.dtype)
-    prefix = optimal_prefix(sorted_p, sorted_q, n, 1 - jnp.sum(p), nothing)
+    prefix = optimal_prefix(sorted_p, sorted_q, n, 1 - jnp.sum(p))
     outside = jnp.zeros(vocab_size, bool).at[order].set(~prefix.members)
 
     # 2. What the outer tokens are to accept.
