@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from globalres_jax.base import Array
 from globalres_jax.transport.iid_race import (
     RaceProblem,
-    power_of_phi,
     quadrature,
     survival,
 )
+from globalres_jax.numerics.powers import power_of_rest
 from globalres_jax.numerics.sums import product
 
 #: It is integrated on every second node of the coarse grid, to about 2 %.
@@ -79,7 +79,7 @@ def curvature(problem: RaceProblem, weights: Array) -> Curvature:
     n = problem.num_drafts
     nodes, measure = quadrature(weights.dtype, "coarse")
     survive, fallen = survival(problem.q, weights, nodes)
-    scale = n * measure * power_of_phi(fallen, n - 1)
+    scale = n * measure * power_of_rest(fallen, n - 1)
     first, second = product(jnp.stack([scale, scale * nodes]), survive)
     token_scale = problem.q * weights
 
@@ -87,7 +87,7 @@ def curvature(problem: RaceProblem, weights: Array) -> Curvature:
     spacing = _STRIDE * measure[some]
     survive = survive[some]
     # At n = 1 the power is phi ** -1 times zero.
-    power = power_of_phi(fallen[some], jnp.maximum(n - 2, 0))
+    power = power_of_rest(fallen[some], jnp.maximum(n - 2, 0))
     squared = n * (n - 1) * spacing * nodes[some] * power
     others = product(squared * product(survive, token_scale), survive)
     return Curvature(

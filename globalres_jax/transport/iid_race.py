@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
+from globalres_jax.numerics.powers import power_of_rest
 from globalres_jax.numerics.sums import blockwise_sum, product
 
 #: Upper bound A of the log-weights. A token at the bound beats every other one; the
@@ -51,7 +52,6 @@ class RaceProblem(NamedTuple):
       num_drafts: [] number of i.i.d. drafts, in the dtype of `p`.
       excess: [] Q(H*) - p(H*), so that no rule accepts more than 1 - excess.
       missing: [] 1 - sum(p), target probability that no draft can serve.
-      outside_q: [] draft mass that `q` lacks and that no set H holds.
     """
 
     p: Array
@@ -59,7 +59,6 @@ class RaceProblem(NamedTuple):
     num_drafts: Array
     excess: Array
     missing: Array
-    outside_q: Array
 
 
 def quadrature(dtype, grid: str = "fine") -> tuple[np.ndarray, np.ndarray]:
@@ -88,15 +87,6 @@ def race_weights(problem: RaceProblem, log_weights: Array) -> Array:
     return jnp.where(problem.p > 0, jnp.exp(log_weights), 0)
 
 
-def power_of_phi(fallen: Array, exponent: Array) -> Array:
-    """`(1 - fallen) ** exponent`, exact to rounding for small `fallen`, 0 ** 0 = 1.
-
-    Raising phi itself would multiply its rounding error by n.
-    """
-    logarithm = jnp.log1p(-jnp.minimum(fallen, 1 - jnp.finfo(fallen.dtype).eps))
-    return jnp.exp(exponent * logarithm)
-
-
 def survival(q: Array, weights: Array, nodes: Array) -> tuple[Array, Array]:
     """exp(-t w) [S, V], and 1 - phi [S] from small numbers."""
     survive = jnp.exp(-nodes[:, None] * weights[None, :])
@@ -120,7 +110,7 @@ def pick_and_fall(
     nodes, measure = quadrature(weights.dtype, grid)
     if len(weights) <= _BLOCK:
         survive, fallen = survival(problem.q, weights, nodes)
-        scale = n * measure * power_of_phi(fallen, n - 1)
+        scale = n * measure * power_of_rest(fallen, n - 1)
         return problem.q * weights * product(scale, survive), fallen
 
     # In blocks: [S, V] numbers would be written and read, and may not fit.
@@ -129,7 +119,7 @@ def pick_and_fall(
     q_blocks = jnp.pad(problem.q, (0, padding)).reshape(-1, _BLOCK)
     falls = jax.lax.map(lambda block: survival(*block, nodes)[1], (q_blocks, blocks))
     fallen = blockwise_sum(falls.T)
-    scale = n * measure * power_of_phi(fallen, n - 1)
+    scale = n * measure * power_of_rest(fallen, n - 1)
     shares = jax.lax.map(
         lambda block: product(scale, jnp.exp(-nodes[:, None] * block[None])), blocks
     )

@@ -78,7 +78,7 @@ def solve_transport(
 
 
 def race_problem(
-    p: Array, q: Array, num_drafts: Array, outside_q: Array
+    p: Array, q: Array, num_drafts: Array
 ) -> tuple[RaceProblem, Array]:
     """The race of i.i.d. drafts, and log-weights [V] to start from.
 
@@ -86,11 +86,10 @@ def race_problem(
       p: [V] target probabilities.
       q: [V] draft probabilities.
       num_drafts: [] n.
-      outside_q: [] draft mass of tokens left out that the target may want.
     """
     missing = 1 - blockwise_sum(p)
-    best = optimal_threshold(p, q, num_drafts, missing, outside_q)
-    problem = RaceProblem(p, q, num_drafts, best.excess, missing, outside_q)
+    best = optimal_threshold(p, q, num_drafts, missing)
+    problem = RaceProblem(p, q, num_drafts, best.excess, missing)
     start = start_weights(problem, best.members)
     return problem, jax.lax.stop_gradient(start)
 
@@ -108,23 +107,13 @@ class _Race(NamedTuple):
 def _solve(p: Array, law: DraftLaw, solver: RaceSolver) -> TransportPlan:
     dtype = jnp.promote_types(p.dtype, law.dtype)
     p = p.astype(dtype)
-    tokens = law.support()
-    if tokens is None:
-        race = _race_of(p, law, jnp.zeros((), dtype), solver)
-        rejected = rejection_rate(p, race.pick, 1 - blockwise_sum(p))
-    else:
-        inside = _take(p, tokens)
-        race = _race_of(inside, law.restrict(tokens), _left_out(law, tokens), solver)
-        rejected = rejection_rate(inside, race.pick, 1 - blockwise_sum(inside))
-        nothing = jnp.zeros_like(p)
-        race = race._replace(
-            weights=_put(nothing, tokens, race.weights),
-            pick=_put(nothing, tokens, race.pick),
-        )
+    inside = law.take(p)
+    race = _race_of(inside, law, solver)
+    rejected = rejection_rate(inside, race.pick, 1 - blockwise_sum(inside))
     gap = jnp.maximum(rejected - race.excess, 0)
     return TransportPlan(
-        weights=race.weights,
-        pick=race.pick,
+        weights=law.spread(race.weights),
+        pick=law.spread(race.pick),
         acceptance_rate=1 - rejected,
         upper_bound=1 - rejected + gap,
         gap=gap,
@@ -133,32 +122,15 @@ def _solve(p: Array, law: DraftLaw, solver: RaceSolver) -> TransportPlan:
     )
 
 
-def _race_of(p: Array, law: DraftLaw, outside_q: Array, solver: RaceSolver) -> _Race:
-    """The race for `p [V]`; the law lacks draft mass `outside_q []`."""
+def _race_of(p: Array, law: DraftLaw, solver: RaceSolver) -> _Race:
+    """The race for `p [k]`, on the tokens that the law can draw."""
     law = jax.tree.map(lambda x: _widened(x, p.dtype), law)
     if isinstance(law, IID):
-        return _race(p, law, outside_q.astype(p.dtype), solver)
+        return _race(p, law, solver)
     solved = law.closed_form(p)
     if solved is not None:
         return _Race(*solved, jnp.zeros((), jnp.int32))
     return _law_race(p, law, solver)
-
-
-def _left_out(law: DraftLaw, tokens: Array) -> Array:
-    """Draft mass outside `tokens [m]`, if the law's promise of few was broken: []."""
-    if isinstance(law, IID):
-        return jnp.sum(_put(law.probs, tokens, 0))
-    return jnp.zeros((), law.dtype)
-
-
-def _take(values: Array, tokens: Array) -> Array:
-    return values.at[tokens].get(mode="promise_in_bounds")
-
-
-def _put(values: Array, tokens: Array, new: Array | float) -> Array:
-    """`values [V]` with `new` at different `tokens [m]`."""
-    at = values.at[tokens]
-    return at.set(new, mode="promise_in_bounds", unique_indices=True)
 
 
 def _widened(leaf: Array, dtype) -> Array:
@@ -210,9 +182,11 @@ def optimal_acceptance_rate(p: Array, law: DraftLaw) -> Array:
     p = as_distribution("p", p, allow_deficit=True)
     same_vocabulary(p, law)
     if law.prefix_is_optimal:
-        order = law.subset_order(p)
+        order = law.subset_order(law.take(p))
     else:
-        order = jnp.argsort(jax.lax.stop_gradient(solve_transport(p, law)).weights)
+        plan = jax.lax.stop_gradient(solve_transport(p, law))
+        order = jnp.argsort(law.take(plan.weights))
+    p = law.take(p)
     prefix = best_prefix(p[order], law.escape(order), 1 - blockwise_sum(p)).members
     members = jnp.zeros(p.shape, bool).at[order].set(prefix)
     members = jax.lax.stop_gradient(members)
@@ -221,9 +195,9 @@ def optimal_acceptance_rate(p: Array, law: DraftLaw) -> Array:
     )
 
 
-def _race(p: Array, law: IID, outside_q: Array, solver: RaceSolver) -> _Race:
+def _race(p: Array, law: IID, solver: RaceSolver) -> _Race:
     num_drafts = jnp.asarray(law.num_drafts, p.dtype)
-    problem, start = race_problem(p, law.probs, num_drafts, outside_q)
+    problem, start = race_problem(p, law.token_probs, num_drafts)
     log_weights, pick, iterations = solver.solve(start, problem)
     weights = race_weights(problem, log_weights)
     pick = as_pick_law(pick, problem, weights)

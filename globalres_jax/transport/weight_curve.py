@@ -31,11 +31,11 @@ from globalres_jax.transport.iid_race import (
     LOG_WEIGHT_FLOOR,
     RaceProblem,
     pick_and_fall,
-    power_of_phi,
     quadrature,
     race_weights,
 )
 from globalres_jax.transport.subset_selection import optimal_threshold
+from globalres_jax.numerics.powers import power_of_rest
 from globalres_jax.numerics.sums import product
 
 _MAX_ROUNDS = 6
@@ -98,12 +98,12 @@ def solve_on_curve(problem: RaceProblem, solver) -> tuple[CurveSolution, Array]:
     pools = pool_by_ratio(problem.p, problem.q, problem.num_drafts)
     ratio = log_ratio(problem.p, problem.q)
     own = len(pools.own)
-    n, missing, outside_q = problem.num_drafts, problem.missing, problem.outside_q
+    n, missing = problem.num_drafts, problem.missing
 
     def pooled_problem(factor: Array) -> tuple[RaceProblem, Array]:
         p = pools.p * factor
-        excess, members = optimal_threshold(p, pools.q, n, missing, outside_q)
-        return RaceProblem(p, pools.q, n, excess, missing, outside_q), members
+        excess, members = optimal_threshold(p, pools.q, n, missing)
+        return RaceProblem(p, pools.q, n, excess, missing), members
 
     as_it_is, members = pooled_problem(jnp.ones_like(pools.p))
 
@@ -174,7 +174,7 @@ def _kernels(dtype, grid: str) -> tuple[np.ndarray, np.ndarray]:
 def _log_shares(n: Array, fallen: Array, grid: str) -> tuple[Array, Array]:
     """Log F [256] and its slope, from 1 - phi [S] at the nodes of a grid."""
     dtype = fallen.dtype
-    scale = n * quadrature(dtype, grid)[1] * power_of_phi(fallen, n - 1)
+    scale = n * quadrature(dtype, grid)[1] * power_of_rest(fallen, n - 1)
     share, rise = (product(scale, jnp.asarray(k)) for k in _kernels(dtype, grid))
     return _log(share), rise / jnp.maximum(share, _TINY)
 
