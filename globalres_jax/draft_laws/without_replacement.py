@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import clocks
+from globalres_jax.draft_laws.closed_form import ClosedForm, fixed_and_one
 from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
@@ -81,6 +82,12 @@ class WithoutReplacement(DraftLaw):
             return _two_drafts(self.token_probs[None], survive)
         value, mean = clocks.laplace(self.token_probs, self.num_drafts, survive)
         return _fixed_size(value, mean)
+
+    def closed_form(self, p: Array) -> ClosedForm | None:
+        """The optimal race for one draft, None for more."""
+        if self.num_drafts > 1:
+            return None
+        return fixed_and_one(p, jnp.zeros(p.shape, bool), self.token_probs)
 
     def subset_order(self, p: Array) -> Array:
         """By q/p descending."""

@@ -53,6 +53,8 @@ class TransportPlan(NamedTuple):
     gap: Array
     converged: Array
     iterations: Array
+    token_weights: Array
+    token_pick: Array
 
 
 def solve_transport(
@@ -119,6 +121,8 @@ def _solve(p: Array, law: DraftLaw, solver: RaceSolver) -> TransportPlan:
         gap=gap,
         converged=gap <= solver.tol,
         iterations=race.iterations,
+        token_weights=race.weights,
+        token_pick=race.pick,
     )
 
 
