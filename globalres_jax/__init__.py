@@ -4,13 +4,15 @@ p is always the target's distribution, q the draft's. Start with `generate` for 
 or with `solve_transport` and `verifiers` for one position.
 """
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 # In a source checkout models/ lies beside this folder, in a wheel inside it.
 if not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
-from globalres_jax import draft_laws, models, sharding, testing, verifiers
+from globalres_jax import draft_laws, sharding, testing, verifiers
 from globalres_jax.base import Decision, Model
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.loop import Generation, generate
@@ -57,3 +59,14 @@ __all__ = [
     "testing",
     "verifiers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `globalres_jax.models` when it is first asked for: it takes its time."""
+    if name == "models":
+        return importlib.import_module("globalres_jax.models")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,6 +7,7 @@ import os
 import re
 
 import jax.numpy as jnp
+from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.loading import load
 from jax.sharding import Mesh
 
@@ -69,10 +70,17 @@ def keep_layers(model: Model, layers: tuple[int, ...]) -> Model:
     """The model with some of its layers; the weights are the same arrays.
 
     Raises:
-      ValueError: it has no such layers.
+      ValueError: it has no such layers, or is none of the families here.
     """
-    count = getattr(model.apply, "num_layers", 0)
-    if layers and layers[-1] >= count:
+    if not isinstance(model.apply, DecoderFn):
+        raise ValueError(
+            "draft: layers can be chosen of a target that `load` has loaded, and this "
+            f"one is a {type(model.apply).__name__}"
+        )
+    count = model.apply.num_layers
+    if not layers:
+        raise ValueError(f"draft: no layers of a target whose layers are 0-{count - 1}")
+    if layers[-1] >= count:
         raise ValueError(
             f"draft: layer {layers[-1]} of a target whose layers are 0-{count - 1}"
         )
