@@ -7,6 +7,7 @@ import os
 import re
 
 import jax.numpy as jnp
+from flax import nnx
 from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.loading import load
 from jax.sharding import Mesh
@@ -85,9 +86,14 @@ def keep_layers(model: Model, layers: tuple[int, ...]) -> Model:
             f"draft: layer {layers[-1]} of a target whose layers are 0-{count - 1}"
         )
     function = model.apply.keep_layers(layers)
-    blocks = model.params["blocks"]
-    kept = {new: blocks[old] for new, old in enumerate(layers)}
-    params = type(model.params)({**model.params, "blocks": type(blocks)(kept)})
+    place = {old: new for new, old in enumerate(layers)}
+    kept = []
+    for path, leaf in nnx.to_flat_state(model.params):
+        if path[0] != "blocks":
+            kept.append((path, leaf))
+        elif path[1] in place:
+            kept.append((("blocks", place[path[1]], *path[2:]), leaf))
+    params = nnx.from_flat_state(kept)
     return dataclasses.replace(
         model, params=params, apply=function, init_cache=NewCache(function)
     )
