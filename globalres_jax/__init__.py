@@ -4,7 +4,9 @@ p is always the target's distribution, q the draft's. Start with `generate` for 
 or with `solve_transport` and `verifiers` for one position.
 """
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 # In a source checkout models/ lies beside this folder, in a wheel inside it.
 if not (Path(__file__).parent / "models").is_dir():
@@ -13,7 +15,6 @@ if not (Path(__file__).parent / "models").is_dir():
 from globalres_jax import (
     draft_laws,
     drafters,
-    models,
     sharding,
     testing,
     tree,
@@ -72,3 +73,14 @@ __all__ = [
     "tree_verifiers",
     "verifiers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `globalres_jax.models` when it is first asked for: it takes its time."""
+    if name == "models":
+        return importlib.import_module("globalres_jax.models")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,7 @@
-"""Where arrays lie on a mesh: tensor parallel over `model`, data parallel over `data`.
+"""Rows of a batch over the devices of a mesh: data parallel over its axis `data`.
 
-Attention heads, the inside of an MLP and the vocabulary are split over the axis
-`model`, rows of a batch over `data`. What does not divide evenly is replicated, and an
-axis that the mesh lacks is not split over. XLA adds the communication.
+Rows that do not divide evenly are replicated, and so they are on a mesh that lacks the
+axis. What a model's own arrays do on the axis `model` is `models.placement`'s to say.
 """
 
 from __future__ import annotations
@@ -12,18 +11,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from globalres_jax.base import Array
 from globalres_jax.validation import is_concrete
 
 DATA, MODEL = "data", "model"
-
-#: Dimension of a weight [out, in] that is split, by the name of its layer.
-_SPLIT = {
-    **dict.fromkeys(("embedding", "head", "query", "key", "value", "gate", "up"), 0),
-    **dict.fromkeys(("out", "down"), 1),
-}
 
 
 def make_mesh(data: int = 1, model: int | None = None) -> Mesh:
@@ -46,69 +39,11 @@ def make_mesh(data: int = 1, model: int | None = None) -> Mesh:
     return Mesh(devices, (DATA, MODEL))
 
 
-def _split(mesh: Mesh, axis: str, *sizes: int) -> str | None:
+def dividing_axis(mesh: Mesh, axis: str, *sizes: int) -> str | None:
     """`axis` if the mesh has it and it divides all `sizes`, else None."""
     if axis not in mesh.shape or any(size % mesh.shape[axis] for size in sizes):
         return None
     return axis
-
-
-def parameter_sharding(
-    mesh: Mesh | None, path: tuple, shape: tuple[int, ...], attention: Any
-) -> Sharding:
-    """Placement of the parameter at `path` of a decoder.
-
-    Args:
-      mesh: None for the default device.
-      path: keys from the module to the parameter, its layer's name last but one.
-      shape: of the parameter; weights are [out, in].
-      attention: has `num_heads` and `num_kv_heads`, which are not cut in two.
-    """
-    if mesh is None:
-        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    layer, kind = path[-2], path[-1]
-    if layer not in _SPLIT:
-        return NamedSharding(mesh, PartitionSpec())
-    dimension = _SPLIT[layer]
-    if kind == "bias" and dimension == 1:
-        return NamedSharding(mesh, PartitionSpec())
-    heads = {
-        "query": attention.num_heads,
-        "out": attention.num_heads,
-        "key": attention.num_kv_heads,
-        "value": attention.num_kv_heads,
-    }
-    axis = _split(mesh, MODEL, shape[dimension], heads.get(layer, shape[dimension]))
-    spec = [None] * len(shape)
-    spec[dimension] = axis
-    return NamedSharding(mesh, PartitionSpec(*spec))
-
-
-def shard_cache(mesh: Mesh | None, cache: Any) -> Any:
-    """A `KVCache` with rows over `data` and heads over `model`."""
-    if mesh is None:
-        return cache
-
-    def place(x: Array) -> Array:
-        spec = [_split(mesh, DATA, x.shape[0]), *[None] * (x.ndim - 1)]
-        if x.ndim == 4:
-            spec[2] = _split(mesh, MODEL, x.shape[2])
-        return jax.lax.with_sharding_constraint(
-            x, NamedSharding(mesh, PartitionSpec(*spec))
-        )
-
-    return jax.tree.map(place, cache)
-
-
-def gather_vocabulary(mesh: Mesh | None, logits: Array) -> Array:
-    """Logits [B, L, V] with rows over `data` and the whole vocabulary together.
-
-    Verification sorts it, which no device could do on a part.
-    """
-    if mesh is None:
-        return logits
-    spec = PartitionSpec(_split(mesh, DATA, logits.shape[0]), None, None)
-    return jax.lax.with_sharding_constraint(logits, NamedSharding(mesh, spec))
 
 
 def spread_vmap(mesh: Mesh, function: Callable) -> Callable:
@@ -157,7 +92,7 @@ def place_rows(mesh: Mesh | None, tree: Any) -> Any:
         return tree
 
     def place(x: Array) -> Array:
-        spec = [_split(mesh, DATA, x.shape[0])] if x.ndim else []
+        spec = [dividing_axis(mesh, DATA, x.shape[0])] if x.ndim else []
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
         if is_concrete(x) and jax.process_count() > 1:
             return _from_every_process(x, sharding)

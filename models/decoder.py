@@ -14,18 +14,20 @@ import jax.numpy as jnp
 from flax import nnx
 from globalres_jax.models.layers import (
     AttentionShape,
+    Drop,
     Embedding,
     Layer,
     Linear,
     RMSNorm,
     Step,
+    keep,
     soft_cap,
 )
+from globalres_jax.models.placement import gather_vocabulary, shard_cache
 from jax.sharding import Mesh
 
 from globalres_jax.base import Array, Params
 from globalres_jax.cache import KVCache, append_slots, init_cache, write_slots
-from globalres_jax.sharding import gather_vocabulary, shard_cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,11 +72,14 @@ class Decoder(nnx.Module):
         if not config.tied:
             self.head = Linear(config.width, config.vocab_size)
 
-    def __call__(self, tokens, positions, cache: KVCache, mask):
-        """The `ModelFn` contract (see `globalres_jax.base`), less `params`."""
+    def __call__(self, tokens, positions, cache: KVCache, mask, drop: Drop = keep):
+        """The `ModelFn` contract (see `globalres_jax.base`), less `params`.
+
+        `drop` is what every block's output goes through, dropout in training.
+        """
         slots = append_slots(cache.length, tokens.shape[1], cache.capacity)
         places = write_slots(cache.positions, slots, positions)
-        step = Step(positions, slots, places, mask)
+        step = Step(positions, slots, places, mask, drop)
         x = self.embedding(tokens)
         if self.config.embedding_scale is not None:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
@@ -115,6 +120,19 @@ class DecoderFn:
         module = nnx.merge(graph(self.config), params)
         logits, cache = module(tokens, positions, cache, mask)
         return gather_vocabulary(self.mesh, logits), shard_cache(self.mesh, cache)
+
+    def score(self, params: Params, tokens: Array, drop: Drop = keep) -> Array:
+        """Logits [B, L, V] of whole texts [B, L]: a causal pass from an empty cache.
+
+        Differentiable in `params`. `drop` is as in `Decoder`.
+        """
+        batch, length = tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
+        mask = positions[:, :, None] >= positions[:, None, :]
+        module = nnx.merge(graph(self.config), params)
+        cache = self.init_cache(batch, length)
+        logits, _ = module(tokens, positions, cache, mask, drop)
+        return gather_vocabulary(self.mesh, logits)
 
     @property
     def num_layers(self) -> int:

@@ -74,3 +74,19 @@ class Family:
     names: dict[str, tuple[str, str]]
     norm_offset: float = 0.0
     gguf_interleaved: bool = False
+
+    def tensor_name(self, path: tuple, scheme: str) -> str:
+        """What checkpoints call the parameter at `path` of the module.
+
+        Args:
+          path: keys from the module to the parameter; the layer is an int.
+          scheme: "safetensors" or "gguf".
+        """
+        layer = next((str(key) for key in path if isinstance(key, int)), "")
+        ours = ".".join("*" if isinstance(key, int) else str(key) for key in path)
+        return self.names[ours][scheme == "gguf"].replace("*", layer)
+
+    def stored_offset(self, path: tuple, scheme: str) -> float:
+        """What a checkpoint leaves out of the parameter at `path`."""
+        is_norm = path[-1] == "scale"
+        return self.norm_offset if is_norm and scheme != "gguf" else 0.0

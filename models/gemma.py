@@ -33,8 +33,9 @@ class GemmaBlock(nnx.Module):
     def __call__(self, x, step, keys, values):
         """Returns the output [B, L, width] and the updated keys and values."""
         mixed, keys, values = self.attention(self.attention_norm(x), step, keys, values)
-        x = x + self.attention_post_norm(mixed)
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x))), keys, values
+        x = x + step.drop(self.attention_post_norm(mixed))
+        inside = self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+        return x + step.drop(inside), keys, values
 
 
 def _configure(described: Description, layers: tuple[Layer, ...], **attention):

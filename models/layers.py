@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 
@@ -116,7 +117,7 @@ def attend(
 
 
 def project(x: Array, weight: Array) -> Array:
-    """X W^T for `x [..., in]` and W [out, in]: [..., out]."""
+    """x W^T for `x [..., in]` and W [out, in]: [..., out]."""
     # With W first a CPU multiplies a few rows up to four times faster.
     last = ((1,), (x.ndim - 1,))
     return jnp.moveaxis(jax.lax.dot_general(weight, x, (last, ((), ()))), 0, -1)
@@ -221,6 +222,32 @@ class AttentionShape:
     cap: float | None = None
 
 
+#: What may be done to features [B, L, width] on their way to the residual stream.
+Drop = Callable[[Array], Array]
+
+
+def keep(x: Array) -> Array:
+    """No dropout."""
+    return x
+
+
+def dropout(rate: float, key: Array) -> Drop:
+    """Zeroes a part `rate` of the features, others at each call, and scales the rest.
+
+    Dropout (Srivastava et al. 2014). Made anew for each pass of a model, since the
+    calls are told apart by counting them.
+    """
+    calls = itertools.count()
+
+    def drop(x: Array) -> Array:
+        stays = jax.random.bernoulli(
+            jax.random.fold_in(key, next(calls)), 1 - rate, x.shape
+        )
+        return jnp.where(stays, x / (1 - rate), jnp.zeros_like(x))
+
+    return drop
+
+
 class Attention(nnx.Module):
     """Self-attention over the cache."""
 
@@ -265,9 +292,11 @@ class Step:
       slots: [B, L] cache slot.
       slot_positions: [B, S] place in the text of what each slot holds.
       mask: [B, L, S] slots that each token may look at.
+      drop: what the output of attention and MLP goes through: dropout in training.
     """
 
     positions: Array
     slots: Array
     slot_positions: Array
     mask: Array
+    drop: Drop = keep

@@ -21,8 +21,8 @@ class LlamaBlock(nnx.Module):
     def __call__(self, x, step, keys, values):
         """Returns the output [B, L, width] and the updated keys and values."""
         mixed, keys, values = self.attention(self.attention_norm(x), step, keys, values)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), keys, values
+        x = x + step.drop(mixed)
+        return x + step.drop(self.mlp(self.mlp_norm(x))), keys, values
 
 
 def configure(described: Description) -> DecoderConfig:

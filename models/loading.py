@@ -5,25 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-from globalres_jax.models import checkpoint
 from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.gemma import GEMMA2, GEMMA3
-from globalres_jax.models.gguf_file import GGUFFile
-from globalres_jax.models.gguf_tokenizer import end_tokens, read_tokenizer
 from globalres_jax.models.hub import GEMMA, download, packaged
 from globalres_jax.models.llama import LLAMA
 from globalres_jax.models.mistral import MISTRAL
 from globalres_jax.models.parameters import TensorSource, load_parameters
 from globalres_jax.models.qwen import QWEN2, QWEN3
 from globalres_jax.models.safetensors_folder import (
-    CONFIG,
     SafetensorsFolder,
     read_json,
 )
 from globalres_jax.models.tokenizer import TOKENIZER, Tokenizer
-from globalres_jax.models.transformer import TransformerFn
 from jax.sharding import Mesh
 
 from globalres_jax.base import Model, NewCache
@@ -43,8 +37,9 @@ def load(source: str | os.PathLike, dtype=None, mesh: Mesh | None = None) -> Mod
     Args:
       source: "embedded" or "embedded-draft" (a Shakespeare pair that ships with the
         package); "gemma3-270m" (with the extra `[gemma3]`); a folder with
-        `config.json` and safetensors, whole or sharded; a `.gguf` file; or the id of a
-        model on the Hugging Face hub, "owner/name".
+        `config.json` and safetensors, whole or sharded, and a `tokenizer.json` there or
+        one folder above; a `.gguf` file; or the id of a model on the Hugging Face hub,
+        "owner/name".
       dtype: of weights and cache; float32 if None. Norms stay float32.
       mesh: devices to spread the parameters over (`globalres_jax.sharding`), or None.
 
@@ -63,9 +58,7 @@ def load(source: str | os.PathLike, dtype=None, mesh: Mesh | None = None) -> Mod
         return _from_gguf(path, dtype, mesh)
     if not path.is_dir():
         path = download(str(source), (*NAMED, GEMMA))
-    if "architectures" in read_json(path / CONFIG):
-        return _from_folder(path, dtype, mesh)
-    return _ours(path, dtype, mesh)
+    return _from_folder(path, dtype, mesh)
 
 
 def _family_model(source: TensorSource, dtype, mesh, tokenizer, ends) -> Model:
@@ -93,6 +86,10 @@ def _family_model(source: TensorSource, dtype, mesh, tokenizer, ends) -> Model:
 
 
 def _from_gguf(path: Path, dtype, mesh) -> Model:
+    # The package that reads these files is slow to import, and only they need it.
+    from globalres_jax.models.gguf_file import GGUFFile
+    from globalres_jax.models.gguf_tokenizer import end_tokens, read_tokenizer
+
     file = GGUFFile(path)
     tokenizer = read_tokenizer(file)
     return _family_model(file, dtype, mesh, tokenizer, end_tokens(file) or None)
@@ -100,7 +97,7 @@ def _from_gguf(path: Path, dtype, mesh) -> Model:
 
 def _from_folder(folder: Path, dtype, mesh) -> Model:
     source = SafetensorsFolder(folder)
-    tokenizer = _find_tokenizer(folder)
+    tokenizer = _find_tokenizer(folder, folder.parent)
     return _family_model(source, dtype, mesh, tokenizer, _ends(source, tokenizer))
 
 
@@ -120,26 +117,11 @@ def _ends(
     return (found,) if isinstance(found, int) else found and tuple(found)
 
 
-def _ours(folder: Path, dtype, mesh) -> Model:
-    """A pair of our own training (`train.py`)."""
-    config = checkpoint.load_config(folder)
-    params = checkpoint.load_params(folder, config, dtype)
-    if mesh is not None:
-        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        params = jax.device_put(params, everywhere)
-    function = TransformerFn(config)
-    tokenizer = _find_tokenizer(folder, folder.parent)
-    return Model(
-        params=params,
-        apply=function,
-        init_cache=NewCache(function),
-        vocab_size=config.vocab_size,
-        tokenizer=tokenizer,
-        eos_id=None if tokenizer is None else tokenizer.token_id(END_OF_TEXT),
-    )
-
-
 def _find_tokenizer(*folders: Path) -> Tokenizer | None:
+    """The tokenizer in the first of the folders that has one.
+
+    A pair of models that were trained together shares one, a folder above both.
+    """
     for folder in folders:
         if (folder / TOKENIZER).is_file():
             return Tokenizer.from_file(folder / TOKENIZER)

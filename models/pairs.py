@@ -7,6 +7,8 @@ import os
 import re
 
 import jax.numpy as jnp
+from flax import nnx
+from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.loading import load
 from jax.sharding import Mesh
 
@@ -69,17 +71,29 @@ def keep_layers(model: Model, layers: tuple[int, ...]) -> Model:
     """The model with some of its layers; the weights are the same arrays.
 
     Raises:
-      ValueError: it has no such layers.
+      ValueError: it has no such layers, or is none of the families here.
     """
-    count = getattr(model.apply, "num_layers", 0)
-    if layers and layers[-1] >= count:
+    if not isinstance(model.apply, DecoderFn):
+        raise ValueError(
+            "draft: layers can be chosen of a target that `load` has loaded, and this "
+            f"one is a {type(model.apply).__name__}"
+        )
+    count = model.apply.num_layers
+    if not layers:
+        raise ValueError(f"draft: no layers of a target whose layers are 0-{count - 1}")
+    if layers[-1] >= count:
         raise ValueError(
             f"draft: layer {layers[-1]} of a target whose layers are 0-{count - 1}"
         )
     function = model.apply.keep_layers(layers)
-    blocks = model.params["blocks"]
-    kept = {new: blocks[old] for new, old in enumerate(layers)}
-    params = type(model.params)({**model.params, "blocks": type(blocks)(kept)})
+    place = {old: new for new, old in enumerate(layers)}
+    kept = []
+    for path, leaf in nnx.to_flat_state(model.params):
+        if path[0] != "blocks":
+            kept.append((path, leaf))
+        elif path[1] in place:
+            kept.append((("blocks", place[path[1]], *path[2:]), leaf))
+    params = nnx.from_flat_state(kept)
     return dataclasses.replace(
         model, params=params, apply=function, init_cache=NewCache(function)
     )

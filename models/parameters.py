@@ -16,9 +16,9 @@ from flax import nnx
 from globalres_jax.models.decoder import DecoderConfig, parameter_shapes
 from globalres_jax.models.description import Description
 from globalres_jax.models.family import Family
+from globalres_jax.models.placement import parameter_sharding
 
 from globalres_jax.base import Params
-from globalres_jax.sharding import parameter_sharding
 
 _BLOCK = 1 << 22  # elements read at once
 
@@ -28,7 +28,7 @@ class TensorSource(Protocol):
 
     scheme: str
     path: Path
-    architecture: str
+    architecture: str | None
 
     def description(self) -> Description: ...
 
@@ -50,7 +50,7 @@ def load_parameters(
       ValueError: a tensor is missing, unknown, misshapen or of an unsupported type.
     """
     wanted = dict(nnx.to_flat_state(parameter_shapes(config)))
-    names = {path: _tensor_name(path, source, family) for path in wanted}
+    names = {path: family.tensor_name(path, source.scheme) for path in wanted}
     _check(source, {names[path]: leaf.shape for path, leaf in wanted.items()})
     leaves = []
     for path, leaf in wanted.items():
@@ -58,14 +58,6 @@ def load_parameters(
         leaves.append((path, leaf.replace(array)))
         source.forget()
     return nnx.from_flat_state(leaves)
-
-
-def _tensor_name(path: tuple, source: TensorSource, family: Family) -> str:
-    """What the checkpoint calls the parameter at `path` of the module."""
-    layer = next((str(key) for key in path if isinstance(key, int)), "")
-    ours = ".".join("*" if isinstance(key, int) else str(key) for key in path)
-    theirs = family.names[ours][source.scheme == "gguf"]
-    return theirs.replace("*", layer)
 
 
 def _check(source: TensorSource, wanted: dict[str, tuple[int, ...]]) -> None:
@@ -94,7 +86,7 @@ def _some(names: list[str]) -> str:
 def _load(source, family, config, name, path, leaf, dtype, mesh) -> jax.Array:
     """One parameter."""
     norm = path[-1] == "scale"
-    offset = family.norm_offset if norm and source.scheme != "gguf" else 0
+    offset = family.stored_offset(path, source.scheme)
     order = None
     if source.scheme == "gguf" and family.gguf_interleaved:
         order = _row_order(path, leaf.shape[0], config.attention.head_dim)

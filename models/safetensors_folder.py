@@ -10,7 +10,8 @@ import numpy as np
 from globalres_jax.models.description import Description
 from safetensors import SafetensorError, safe_open
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 #: Leads of tensor names that stand for `model.` where a text model is part of more.
 _LEADS = ("model.language_model.", "language_model.model.")
@@ -47,7 +48,7 @@ class SafetensorsFolder:
             shards = read_json(self.path / INDEX).get("weight_map", {})
             files = [self.path / name for name in sorted(set(shards.values()))]
         else:
-            files = [self.path / "model.safetensors"]
+            files = [self.path / WEIGHTS]
         missing = [path.name for path in files if not path.is_file()]
         if missing or not files:
             raise FileNotFoundError(
@@ -56,9 +57,9 @@ class SafetensorsFolder:
         return files
 
     @property
-    def architecture(self) -> str:
-        """What the configuration calls its model."""
-        return str((self.config.get("architectures") or [None])[0])
+    def architecture(self) -> str | None:
+        """What the configuration calls its model; None if it does not say."""
+        return (self.config.get("architectures") or [None])[0]
 
     def description(self) -> Description:
         """The configuration, that of the text model where there are several."""

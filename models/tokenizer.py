@@ -1,19 +1,14 @@
-"""Text to tokens and back, through the `tokenizers` library; chats to text."""
+"""Text to tokens and back, through the `tokenizers` library."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
 from globalres_jax.models.safetensors_folder import read_json
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 TOKENIZER, OPTIONS = "tokenizer.json", "tokenizer_config.json"
 
@@ -102,33 +97,7 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise ValueError("tokenizer: has no chat template")
-        try:
-            template = _environment().from_string(self.chat_template)
-            return template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=reply,
-                **dict(self.special_tokens),
-            )
-        except TemplateError as error:
-            raise ValueError(f"tokenizer: its chat template says: {error}") from error
+        # Only chats need Jinja.
+        from globalres_jax.models.chat_template import render
 
-
-@functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as chat templates expect it."""
-
-    def refuse(message: str):
-        raise TemplateError(message)
-
-    def to_json(value, indent=None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(
-        form
-    )
-    return environment
+        return render(self.chat_template, messages, reply, self.special_tokens)

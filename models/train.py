@@ -4,36 +4,104 @@
 
 A byte-level BPE tokenizer first, then the target by cross-entropy, then the draft by
 distillation: it learns the target's whole next-token distribution, since what a draft
-is paid for is its overlap with the target, not with the text.
+is paid for is its overlap with the target, not with the text. Both are Llamas, and the
+folder holds what `load` reads: `target/`, `draft/`, and the `tokenizer.json` they
+share.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
-from globalres_jax.models import END_OF_TEXT
-from globalres_jax.models.checkpoint import load_params, save_checkpoint
+from globalres_jax.models.decoder import DecoderFn
+from globalres_jax.models.description import Description
+from globalres_jax.models.fitting import (
+    Objective,
+    cross_entropy,
+    divergence,
+    fit,
+    overlap,
+    windows,
+)
+from globalres_jax.models.initialisation import initial_parameters
+from globalres_jax.models.layers import dropout
+from globalres_jax.models.llama import LLAMA
+from globalres_jax.models.loading import END_OF_TEXT, load
+from globalres_jax.models.saving import save
 from globalres_jax.models.tokenizer import TOKENIZER
-from globalres_jax.models.transformer import Transformer, TransformerConfig
-from rich.progress import Progress
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from globalres_jax.base import Array, Params
 
+#: The pair's configurations, in the words of a `config.json`.
+COMMON = dict(
+    model_type="llama",
+    dtype="bfloat16",
+    hidden_act="silu",
+    rms_norm_eps=1e-6,
+    rope_theta=10_000.0,
+    tie_word_embeddings=True,
+    eos_token_id=0,
+)
 TARGET = dict(
-    num_layers=6, width=256, num_heads=8, num_kv_heads=4, head_dim=32, mlp_width=800
+    num_hidden_layers=6,
+    hidden_size=256,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=32,
+    intermediate_size=800,
 )
 DRAFT = dict(
-    num_layers=1, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384
+    num_hidden_layers=1,
+    hidden_size=128,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    intermediate_size=384,
 )
+DROPOUT = 0.1  # of the target; the draft sees more than it can hold
+
+
+class Corpus(NamedTuple):
+    """A text in tokens.
+
+    Attributes:
+      vocab_size: number of tokens there are.
+      batches: endless windows [B, L] of the first nine tenths.
+      held: [N, L] windows of the rest.
+    """
+
+    vocab_size: int
+    batches: Iterator[Array]
+    held: Array
+
+
+class Fixed(NamedTuple):
+    """What the draft is fitted to.
+
+    Attributes:
+      teacher: parameters of the target.
+      held: [N, L] held-out windows.
+      held_logits: [N, L, V] what the target says to them.
+    """
+
+    teacher: Params
+    held: Array
+    held_logits: Array
+
+
+class Student(NamedTuple):
+    """A model to train: its configuration, its function, where it begins."""
+
+    options: dict[str, Any]
+    function: DecoderFn
+    params: Params
 
 
 def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
@@ -51,73 +119,8 @@ def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def windows(tokens: np.ndarray, batch: int, length: int, seed: int) -> Iterator[Array]:
-    """Endless random windows [batch, length] of the token stream."""
-    rng = np.random.default_rng(seed)
-    while True:
-        starts = rng.integers(0, len(tokens) - length, batch)
-        yield jnp.asarray(tokens[starts[:, None] + np.arange(length)])
-
-
-def cross_entropy(logits: Array, batch: Array) -> Array:
-    """Mean nats per next token of `batch`."""
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits[:, :-1], batch[:, 1:]
-    ).mean()
-
-
-def overlap(target_logits: Array, draft_logits: Array) -> Array:
-    """Mean single-draft acceptance rate sum_i min(p_i, q_i)."""
-    p, q = jax.nn.softmax(target_logits), jax.nn.softmax(draft_logits)
-    return jnp.minimum(p, q).sum(-1).mean()
-
-
-def fit(
-    name: str,
-    params: Params,
-    loss_fn: Callable[[Params, Array, Array], Array],
-    validate: Callable[[Params], Array],
-    batches: Iterator[Array],
-    steps: int,
-    peak: float,
-    seed: int,
-) -> Params:
-    """AdamW with warm-up and cosine decay; returns the best validated parameters."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, peak, min(100, steps // 5 + 1), steps, 0.02 * peak
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.99, weight_decay=0.1),
-    )
-    opt_state = optimizer.init(params)
-
-    @jax.jit
-    def update(params, opt_state, batch, key):
-        loss, gradient = jax.value_and_grad(loss_fn)(params, batch, key)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
-
-    best, best_params = np.inf, params
-    with Progress() as progress:
-        bar = progress.add_task(name, total=steps)
-        for step in range(1, steps + 1):
-            key = jax.random.fold_in(jax.random.key(seed), step)
-            params, opt_state, loss = update(params, opt_state, next(batches), key)
-            if step % 100 == 0 or step == steps:
-                held_out = float(validate(params))
-                if held_out < best:
-                    best, best_params = held_out, params
-                progress.console.print(
-                    f"{name} step {step}: loss {float(loss):.3f}, "
-                    f"validation {held_out:.3f}"
-                )
-            progress.update(bar, advance=1)
-    return best_params
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Trains tokenizer, target and draft, and writes them under `--out`."""
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, required=True, help="any text file")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -130,8 +133,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--keep-target", action="store_true", help="train the draft only"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
+
+def read_corpus(args: argparse.Namespace) -> Corpus:
+    """The text in tokens of the tokenizer in `--out`, which is trained and written.
+
+    With `--keep-target` it is there already.
+
+    Raises:
+      ValueError: the text is shorter than it takes for one window to be held out.
+    """
     text = args.text.read_text()
     cut = int(0.9 * len(text))
     if args.keep_target:
@@ -140,66 +152,96 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = train_tokenizer(text[:cut], args.vocab_size)
         args.out.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(args.out / TOKENIZER))
-    vocab_size = tokenizer.get_vocab_size()
-    train_ids = np.asarray(tokenizer.encode(text[:cut]).ids, np.int32)
-    held_ids = np.asarray(tokenizer.encode(text[cut:]).ids, np.int32)
-    rows = min(64, len(held_ids) // args.length)
-    held = jnp.asarray(held_ids[: rows * args.length].reshape(rows, args.length))
-    batches = windows(train_ids, args.batch, args.length, args.seed)
-
-    target_config = TransformerConfig(vocab_size, dropout=0.1, **TARGET)
-    draft_config = TransformerConfig(vocab_size, **DRAFT)
-    target_graph, target = nnx.split(
-        Transformer(target_config, rngs=nnx.Rngs(args.seed))
+    trained, held = (
+        np.asarray(tokenizer.encode(part).ids, np.int32)
+        for part in (text[:cut], text[cut:])
     )
-    draft_graph, draft = nnx.split(
-        Transformer(draft_config, rngs=nnx.Rngs(args.seed + 1))
-    )
-
-    def score(graph, params: Params, batch: Array, key: Array | None = None) -> Array:
-        rngs = None if key is None else nnx.Rngs(key)
-        return nnx.merge(graph, params).score(batch, rngs)
-
-    if args.keep_target:
-        target = load_params(args.out / "target", target_config)
-    else:
-        target = fit(
-            "target",
-            target,
-            lambda w, x, key: cross_entropy(score(target_graph, w, x, key), x),
-            jax.jit(lambda w: cross_entropy(score(target_graph, w, held), held)),
-            batches,
-            args.steps,
-            2e-3,
-            args.seed,
+    rows = min(64, len(held) // args.length)
+    if rows == 0:
+        raise ValueError(
+            f"--text: the last tenth of {args.text} has {len(held)} tokens, and a "
+            f"window (--length) takes {args.length}"
         )
-        save_checkpoint(args.out / "target", target_config, target, jnp.bfloat16)
+    held = held[: rows * args.length].reshape(rows, args.length)
+    batches = windows(trained, args.batch, args.length, args.seed)
+    return Corpus(tokenizer.get_vocab_size(), batches, jnp.asarray(held))
 
-    # Texts that the target itself wrote are not needed: it overlaps its training text.
-    held_logits = jax.jit(lambda w: score(target_graph, w, held))(target)
 
-    def distillation(weights: Params, batch: Array, key: Array) -> Array:
-        teacher = jax.lax.stop_gradient(score(target_graph, target, batch))
-        student = jax.nn.log_softmax(score(draft_graph, weights, batch))
-        return optax.kl_divergence(student, jax.nn.softmax(teacher)).mean()
+def new_student(shape: dict[str, int], vocab_size: int, seed: int) -> Student:
+    """A model of this shape with random parameters."""
+    options = {"vocab_size": vocab_size, **shape, **COMMON}
+    function = DecoderFn(LLAMA.configure(Description(options, "train.py")))
+    params = initial_parameters(jax.random.key(seed), function.config)
+    return Student(options, function, params)
 
-    @jax.jit
-    def validate_draft(held_logits: Array, weights: Params) -> Array:
-        return -overlap(held_logits, score(draft_graph, weights, held))
 
-    draft = fit(
-        "draft",
-        draft,
-        distillation,
-        functools.partial(validate_draft, held_logits),
-        batches,
-        args.draft_steps,
-        5e-3,
-        args.seed + 1,
+def train_target(corpus: Corpus, args: argparse.Namespace) -> None:
+    """Fits the target to the text by cross-entropy, with dropout, and writes it."""
+    options, function, params = new_student(TARGET, corpus.vocab_size, args.seed)
+
+    def loss(params: Params, held: Array, batch: Array, key: Array) -> Array:
+        logits = function.score(params, batch, dropout(DROPOUT, key))
+        return cross_entropy(logits, batch)
+
+    def validate(params: Params, held: Array) -> Array:
+        return cross_entropy(function.score(params, held), held)
+
+    objective = Objective(
+        name="target",
+        loss=loss,
+        validate=validate,
+        fixed=corpus.held,
+        steps=args.steps,
+        peak=2e-3,
+        seed=args.seed,
     )
-    save_checkpoint(args.out / "draft", draft_config, draft, jnp.bfloat16)
-    rate = overlap(held_logits, score(draft_graph, draft, held))
-    print(f"single-draft acceptance on held-out text: {float(rate):.3f}")
+    params = fit(objective, params, corpus.batches)
+    save(args.out / "target", LLAMA, options, params, jnp.bfloat16)
+
+
+def train_draft(corpus: Corpus, args: argparse.Namespace) -> float:
+    """Fits the draft to the target in `--out`, and writes it.
+
+    Texts that the target itself wrote are not needed: it overlaps its training text.
+
+    Returns:
+      The acceptance rate of a single draft on held-out text.
+    """
+    teacher = load(args.out / "target")
+    options, student, params = new_student(DRAFT, corpus.vocab_size, args.seed + 1)
+    held_logits = jax.jit(teacher.apply.score)(teacher.params, corpus.held)
+
+    def loss(params: Params, fixed: Fixed, batch: Array, key: Array) -> Array:
+        taught = teacher.apply.score(fixed.teacher, batch)
+        return divergence(taught, student.score(params, batch))
+
+    def validate(params: Params, fixed: Fixed) -> Array:
+        return -overlap(fixed.held_logits, student.score(params, fixed.held))
+
+    fixed = Fixed(teacher.params, corpus.held, held_logits)
+
+    objective = Objective(
+        name="draft",
+        loss=loss,
+        validate=validate,
+        fixed=fixed,
+        steps=args.draft_steps,
+        peak=5e-3,
+        seed=args.seed + 1,
+    )
+    params = fit(objective, params, corpus.batches)
+    save(args.out / "draft", LLAMA, options, params, jnp.bfloat16)
+    return -float(jax.jit(validate)(params, fixed))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains tokenizer, target and draft, and writes them under `--out`."""
+    args = parse_arguments(argv)
+    corpus = read_corpus(args)
+    if not args.keep_target:
+        train_target(corpus, args)
+    rate = train_draft(corpus, args)
+    print(f"single-draft acceptance on held-out text: {rate:.3f}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
+import re
 import sys
 import time
 from pathlib import Path
@@ -23,49 +23,68 @@ class Loading:
 
     Attributes:
       seconds: wall time.
-      parameter_bytes: of all parameters, shared ones once.
-      peak_bytes: most memory of the process while it loaded, less what it had before.
-      process_bytes: most memory of the process so far.
+      parameter_bytes: of all parameters as they lie in memory, shared ones once.
+      start_bytes: memory of the process when it began; None where the system does
+        not say.
+      peak_bytes: most memory of the process while it loaded; None where that is not
+        known, since only the most so far is and it was before.
     """
 
     seconds: float
     parameter_bytes: int
-    peak_bytes: int
-    process_bytes: int
+    start_bytes: int | None
+    peak_bytes: int | None
 
     def __str__(self) -> str:
-        share = self.peak_bytes / max(self.parameter_bytes, 1)
-        return (
-            f"loaded in {self.seconds:.1f} s: parameters "
-            f"{self.parameter_bytes / _GIGABYTE:.3f} GB, peak memory while loading "
-            f"{self.peak_bytes / _GIGABYTE:.3f} GB above the start ({share:.2f} times "
-            f"the parameters), {self.process_bytes / _GIGABYTE:.3f} GB in all"
+        said = (
+            f"loaded in {self.seconds:.1f} s: parameters {_size(self.parameter_bytes)}"
         )
+        if self.peak_bytes is not None:
+            said += (
+                f", peak memory of the process while loading {_size(self.peak_bytes)}"
+            )
+            if self.start_bytes is not None:
+                said += f" ({_size(self.start_bytes)} when it began)"
+        return said
 
 
 def load_measured(
     target: str, draft: str, dtype
 ) -> tuple[Model, Model | PromptLookup, Loading]:
     """Loads the pair, and measures."""
-    before, start = _resident(), time.perf_counter()
+    start_bytes, peak_before = _status("VmRSS"), _peak()
+    start = time.perf_counter()
     pair = models.load_pair(target, draft, dtype)
     jax.block_until_ready([getattr(model, "params", ()) for model in pair])
     seconds = time.perf_counter() - start
+    peak = _peak()
+    rose = peak is not None and peak_before is not None and peak > peak_before
     leaves = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(pair)}
-    process = _peak()
-    peak = max(process - before, 0)
-    return *pair, Loading(seconds, sum(leaves.values()), peak, process)
+    loading = Loading(
+        seconds=seconds,
+        parameter_bytes=sum(leaves.values()),
+        start_bytes=start_bytes,
+        peak_bytes=peak if rose else None,
+    )
+    return *pair, loading
 
 
-def _peak() -> int:
+def _size(count: int) -> str:
+    return f"{count / _GIGABYTE:.3f} GB"
+
+
+def _peak() -> int | None:
     """Most bytes that the process has had."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "darwin":
+        import resource  # not on every system
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux' `ru_maxrss` may be that of the process that started this one.
+    return _status("VmHWM")
 
 
-def _resident() -> int:
-    """Bytes that the process has now, or has had where the system does not say."""
-    status = Path("/proc/self/statm")
-    if not status.is_file():
-        return _peak()
-    return int(status.read_text().split()[1]) * resource.getpagesize()
+def _status(word: str) -> int | None:
+    """A figure of Linux' account of this process in bytes, None on other systems."""
+    path = Path("/proc/self/status")
+    found = path.is_file() and re.search(rf"{word}:\s*(\d+) kB", path.read_text())
+    return 1024 * int(found[1]) if found else None

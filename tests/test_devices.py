@@ -1,0 +1,135 @@
+"""One device, eight devices and two processes compute and write the same."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from loaded import DATA
+
+import globalres_jax as gr
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+#: Between them they have every kind of parameter: biases, norms of queries and keys,
+#: norms behind attention and MLP, heads of their own.
+SPREAD = ("qwen2", "gemma3", "qwen3")
+
+
+def python(script: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
+    """A process of its own, which sees as many devices as it is told."""
+    options = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", script, str(DATA), *arguments],
+        env={**os.environ, **options},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def output(process: subprocess.Popen) -> str:
+    """The last line that it wrote: the library that joins processes talks, too."""
+    out, errors = process.communicate(timeout=540)
+    assert process.returncode == 0, errors[-3000:]
+    return out.splitlines()[-1]
+
+
+def written(mesh=None, data=DATA) -> str:
+    """What a pair writes, sampled, as JSON."""
+    target, draft = gr.models.load_pair(f"{data}/qwen2", "layers:0-1", mesh=mesh)
+    weight = target.params["blocks"][0]["attention"]["query"]["weight"][...]
+    if mesh is not None:
+        shard = weight.addressable_shards[0].data.shape
+        assert shard[0] * mesh.shape["model"] == weight.shape[0], shard
+    prompts = jnp.array([[3, 4, 5, 6], [9, 8, 0, 0]], jnp.int32)
+    config = gr.SpeculativeConfig(num_drafts=2, draft_length=1)
+    result = gr.generate(
+        jax.random.key(7), target, draft, prompts, jnp.array([4, 2]), config, 16
+    )
+    return json.dumps(np.asarray(result.tokens).tolist())
+
+
+PROCESS = """
+import sys, json, jax, jax.numpy as jnp, numpy as np
+data, tests, number, port = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+if port != "0":
+    jax.distributed.initialize(f"localhost:{port}", 2, number)
+sys.path.insert(0, tests)
+from globalres_jax import sharding
+from test_devices import written
+mesh = sharding.make_mesh(data=2)
+assert dict(mesh.shape) == {"data": 2, "model": jax.device_count() // 2}
+"""
+
+EIGHT = (
+    PROCESS
+    + """
+import globalres_jax as gr
+from globalres_jax import models
+# Rows of a batch, a half of them on each part of the mesh.
+p, q = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 4, 12)))
+spread = jax.jit(
+    sharding.spread_vmap(mesh, lambda p, q: gr.solve_transport(p, gr.IID(q, 3)))
+)
+plan = spread(*sharding.place_rows(mesh, (p, q)))
+assert plan.acceptance_rate.addressable_shards[0].data.shape == (2,)
+for rate, *row in zip(plan.acceptance_rate, p, q):
+    best = gr.testing.linear_program(row[0], gr.IID(row[1], 3))
+    np.testing.assert_allclose(rate, best, atol=1e-5)
+try:
+    spread(p[:3], q[:3])
+except ValueError as error:
+    assert "3 rows" in str(error) and "2 devices" in str(error), error
+else:
+    raise AssertionError("3 rows were split over 2 parts")
+# Sharded logits are the reference's.
+for name in sys.argv[5:]:
+    model = models.load(f"{data}/{name}", mesh=mesh)
+    golden = np.load(f"{data}/{name}/golden.npz")
+    length = golden["tokens"].shape[1]
+    mask = jnp.tril(jnp.ones((length, length), bool))
+    logits, cache = jax.jit(model.apply)(
+        model.params,
+        golden["tokens"],
+        jnp.broadcast_to(jnp.arange(length)[None], (2, length)),
+        model.init_cache(2, length),
+        jnp.broadcast_to(mask[None], (2, length, length)),
+    )
+    np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
+    assert cache.keys[0].addressable_shards[0].data.shape[0] == 1
+print(written(mesh, data))
+"""
+)
+
+TWO = PROCESS + "print(written(mesh, data))\n"
+
+
+def test_one_device_eight_devices_and_two_processes_write_the_same():
+    """And with eight devices the families compute what the reference did."""
+    here = str(DATA.parent)
+    wanted = written()
+    assert json.loads(wanted)[0][15] >= 0
+    assert output(python(EIGHT, here, "0", "0", *SPREAD, devices=8)) == wanted
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    pair = [python(TWO, here, str(i), port, devices=2) for i in range(2)]
+    for process in pair:
+        assert output(process) == wanted
+
+
+def test_a_mesh_without_an_axis_for_models_replicates_them():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    model = gr.models.load("embedded-draft", mesh=mesh)
+    for leaf in jax.tree.leaves(model.params):
+        assert leaf.sharding.is_fully_replicated
