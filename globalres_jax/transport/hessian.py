@@ -59,7 +59,7 @@ class NodeCurvature(NamedTuple):
 
 
 class FactorCurvature(NamedTuple):
-    """Pick law and Hessian of any drafts, `diag(diagonal) - plus^T plus + minus^T minus`.
+    """Pick law and Hessian `diag(diagonal) - plus^T plus + minus^T minus`, any drafts.
 
     Attributes:
       pick: [k] beta.

@@ -234,8 +234,7 @@ def _solution(p: Array, law: DraftLaw, solver: RaceSolver) -> _Solution:
     else:
         race, members = law_race(p, law)
     known, known_members = jax.lax.stop_gradient((race, members))
-    found = _search(known, known_members, solver)
-    log_weights, pick, iterations = found
+    log_weights, pick, iterations = _search(known, known_members, solver)
     # The solution is known; the condition of optimality gives it its derivatives.
     log_weights = known_root(optimality, log_weights, race)
     weights = race_weights(race, log_weights)
@@ -292,6 +291,7 @@ def _as_pick_law(pick: Array, race: Race, weights: Array) -> Array:
 
 @_as_pick_law.defjvp
 def _(primals, tangents):
-    pick, *arguments = primals
-    slope = jax.jvp(lambda race, w: race.pick_law(w), arguments, tangents[1:])[1]
-    return pick, slope
+    def pick_law(race: Race, weights: Array) -> Array:
+        return race.pick_law(weights)
+
+    return primals[0], jax.jvp(pick_law, primals[1:], tangents[1:])[1]

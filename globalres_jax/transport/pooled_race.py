@@ -141,9 +141,7 @@ def solve_pooled(race: IIDRace, solver: PoolSolver) -> tuple[PooledSolution, Arr
     return end.best, end.iterations
 
 
-def _race_of_pools(
-    race: IIDRace, pools: Pools, factor: Array
-) -> tuple[IIDRace, Array]:
+def _race_of_pools(race: IIDRace, pools: Pools, factor: Array) -> tuple[IIDRace, Array]:
     """The race of the pools with p times `factor [m]`, and its H* [m] bool."""
     return iid_race(pools.p * factor, pools.q, race.num_drafts, race.missing)
 

@@ -9,7 +9,7 @@ F increases from 0, so the weight that gives a token a wanted share is F^-1 of i
 table of log F, with its slopes, at 256 log-weights answers for a whole vocabulary.
 
 Example: one draft, against the reject slot alone. The scales are those of
-int exp(-t) dt and F(a) = w / (1 + w), so that shares 1/3 and 1/2 take weights 1/2 and 1:
+int exp(-t) dt and F(a) = w / (1 + w): shares 1/3 and 1/2 take weights 1/2 and 1.
 
     _, scale = quadrature(jnp.float32, "fine")
     curve = tabulate(scale, "fine")
