@@ -34,7 +34,8 @@ from globalres_jax.draft_laws import (
 )
 from globalres_jax.decoding.metrics import Metrics
 from globalres_jax.drafters.prompt_lookup import PromptLookup
-from globalres_jax.transport.solvers import BoxLBFGS, ProjectedNewton
+from globalres_jax.transport.box_lbfgs import BoxLBFGS
+from globalres_jax.transport.newton import ProjectedNewton
 from globalres_jax.transport.plan import (
     TransportPlan,
     optimal_acceptance_rate,

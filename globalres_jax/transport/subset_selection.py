@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.numerics.rows import in_rows
 from globalres_jax.numerics.powers import one_minus_power
+from globalres_jax.numerics.rows import in_rows
 from globalres_jax.numerics.sums import blockwise_sum, mass_beyond, running_sums
 from globalres_jax.transport.pools import (
     LEAST_LOG_RATIO,
@@ -27,9 +27,12 @@ from globalres_jax.transport.pools import (
 
 #: Up to this many tokens comparing each with each costs least.
 _COMPARED = 320
-#: With the one for p/q >= n, a whole number of rows.
+#: Of more, a histogram of log(p/q). With the bin for p/q >= n, a whole number of rows.
 _BINS, _ROW = 2047, 32
+#: From its best edge the threshold settles in one or two sweeps.
 _SWEEPS = 4
+#: Roundings by which an excess must be larger to count as larger.
+_ROUNDINGS = 8
 
 
 class OptimalPrefix(NamedTuple):
@@ -146,7 +149,7 @@ def _everything(ratio: Array, p: Array) -> tuple[Array, Array]:
     """
     members = ratio < jnp.inf
     excess = jnp.sum(jnp.where(members, 0, p))
-    return members, excess + 8 * jnp.finfo(p.dtype).eps
+    return members, excess + _ROUNDINGS * jnp.finfo(p.dtype).eps
 
 
 def _ranking(p: Array, q: Array) -> Array:

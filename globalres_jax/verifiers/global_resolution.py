@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import DraftLaw
 from globalres_jax.transforms import normalized_residual
-from globalres_jax.transport.plan import TransportPlan, solve_transport
-from globalres_jax.transport.solvers import ProjectedNewton, RaceSolver
+from globalres_jax.transport.newton import ProjectedNewton
+from globalres_jax.transport.plan import RaceSolver, TransportPlan, solve_transport
 from globalres_jax.verifiers.rule import Rule, accept_probability
 
 
