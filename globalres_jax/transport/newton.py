@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.numerics.rows import in_rows
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transport.hessian import Curvature
 from globalres_jax.transport.jaxopt_interface import IterativeSolver, OptStep
@@ -201,20 +200,15 @@ class ProjectedNewton(IterativeSolver):
     def _loop(self, params: Array, state: NewtonState, race: Race) -> OptStep:
         # jaxopt traces the first update apart from the loop; here state and update
         # have one type, so a single while_loop halves what is compiled.
-        @in_rows
-        def loop(params, state, race):
-            def unfinished(carry):
-                _, state = carry
-                wanted = (state.error > self.goal) & (state.damping < _HOPELESS)
-                wanted = wanted & ~state.stalled
-                return (state.iter_num < self.maxiter) & wanted
+        def unfinished(carry: tuple[Array, NewtonState]) -> Array:
+            state = carry[1]
+            wanted = (state.error > self.goal) & (state.damping < _HOPELESS)
+            return (state.iter_num < self.maxiter) & wanted & ~state.stalled
 
-            def body(carry):
-                return tuple(self.update(*carry, race))
+        def body(carry: tuple[Array, NewtonState]) -> tuple[Array, NewtonState]:
+            return tuple(self.update(*carry, race))
 
-            return jax.lax.while_loop(unfinished, body, (params, state))
-
-        return OptStep(*loop(params, state, race))
+        return OptStep(*jax.lax.while_loop(unfinished, body, (params, state)))
 
 
 def start_weights(race: Race, members: Array) -> Array:

@@ -249,18 +249,28 @@ def _search(
     on_pools = solver.on_pools()
     poolable = isinstance(race, IIDRace) and len(race.p) >= POOLED_FROM
     if poolable and on_pools is not None:
-        # In rows, so that on a CPU only those that need it take the way by tokens.
         search = functools.partial(_by_pools_then_tokens, solver, on_pools)
-        return in_rows(search)(race)
+    else:
+        search = functools.partial(_by_tokens, solver)
+    # In rows, so that on a CPU none waits for another's iterations, and only those
+    # that need it take the way by tokens.
+    return in_rows(search)(race, members)
+
+
+def _by_tokens(
+    solver: RaceSolver, race: Race, members: Array
+) -> tuple[Array, Array, Array]:
+    """Log-weights [k], pick law [k] and iterations [] of any race."""
     params, state = solver.run(start_weights(race, members), race)
     pick = race.pick_law(race_weights(race, params))
     return params, pick, jnp.asarray(state.iter_num, jnp.int32)
 
 
 def _by_pools_then_tokens(
-    solver: RaceSolver, on_pools: PoolSolver, race: IIDRace
+    solver: RaceSolver, on_pools: PoolSolver, race: IIDRace, members: Array
 ) -> tuple[Array, Array, Array]:
     """Log-weights [k], pick law [k] and iterations [] of a large i.i.d. race."""
+    del members  # the pools find their own
     found, iterations = solve_pooled(race, on_pools)
     enough = found.gap <= solver.enough
 
