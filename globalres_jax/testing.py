@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from globalres_jax.base import NO_TOKEN, Array, Model, Verifier
+from globalres_jax.base import NO_TOKEN, Array, Decision, Model, Verifier
 from globalres_jax.draft_laws import DraftLaw
 from globalres_jax.validation import as_distribution
 
@@ -57,15 +58,22 @@ def enumerate_outcomes(verifier: Verifier, p: Array, law: DraftLaw) -> Enumerati
       p: [V] target distribution.
       law: draft law, see `draft_tuples`.
     """
-    return _outcomes(verifier, as_distribution("p", p), law, draft_tuples(law))
+    return _outcomes(verifier, as_distribution("p", p), law)
 
 
 @functools.partial(jax.jit, static_argnames="verifier")
-def _outcomes(
-    verifier: Verifier, p: Array, law: DraftLaw, drafts: Array
+def _outcomes(verifier: Verifier, p: Array, law: DraftLaw) -> Enumeration:
+    return enumerate_decisions(lambda tokens: verifier.decide(p, law, tokens), law)
+
+
+def enumerate_decisions(
+    decide: Callable[[Array], Decision], law: DraftLaw
 ) -> Enumeration:
+    """`enumerate_outcomes` of any function from drafts [n] to a `Decision`."""
+    drafts = draft_tuples(law)
+
     def outcome(tokens: Array) -> tuple[Array, Array]:
-        decision = verifier.decide(p, law, tokens)
+        decision = decide(tokens)
         # A negative index would count from the end.
         place = jnp.where(tokens >= 0, tokens, law.vocab_size)
         emitted = decision.residual.at[place].add(decision.accept, mode="drop")
