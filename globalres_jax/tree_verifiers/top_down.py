@@ -137,7 +137,7 @@ class TopDown:
         inner = sum(len(tree.groups[i].nodes) for i in groups)
         has_leaves = inner < len(tree.levels[level])
         ways = len(groups) + has_leaves
-        keys = [key] if ways == 1 else jax.random.split(key, ways)
+        keys = (key,) if ways == 1 else tuple(jax.random.split(key, ways))
         token, child = jnp.zeros((2,), jnp.int32)
         if has_leaves:
             token = sample(keys[-1], planned.p[node])
