@@ -16,6 +16,7 @@ from globalres_jax import draft_laws, sharding, testing, verifiers
 from globalres_jax.base import Decision, Model
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.loop import Generation, generate
+from globalres_jax.decoding.metrics import Metrics
 from globalres_jax.draft_laws import (
     IID,
     Deterministic,
@@ -23,14 +24,13 @@ from globalres_jax.draft_laws import (
     TopPlusSample,
     WithoutReplacement,
 )
-from globalres_jax.decoding.metrics import Metrics
 from globalres_jax.drafters.prompt_lookup import PromptLookup
-from globalres_jax.transport.solvers import BoxLBFGS, ProjectedNewton
 from globalres_jax.transport.plan import (
     TransportPlan,
     optimal_acceptance_rate,
     solve_transport,
 )
+from globalres_jax.transport.solvers import BoxLBFGS, ProjectedNewton
 from globalres_jax.tree import TokenTree, paths
 
 __all__ = [

@@ -75,7 +75,7 @@ def test_a_tree_equals_each_of_its_paths_and_its_commit_the_text(name):
     accepted = [[0, int(tree.parents[leaf]), int(leaf)], [0]]
     kept = jnp.array([accepted[0][1:], [0, 0]])
     cache = cache.keep_path(jnp.asarray(base), kept, jnp.array([3, 1]))
-    np.testing.assert_array_equal(cache.length, base + [3, 1])
+    np.testing.assert_array_equal(cache.length, base + np.array([3, 1]))
     length = np.asarray(cache.length)[:, None]
     mask = np.arange(CAPACITY)[None, None] <= length[:, None]
     more = np.array([[7], [8]])
