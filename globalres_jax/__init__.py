@@ -12,11 +12,20 @@ from typing import Any
 if not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
-from globalres_jax import draft_laws, sharding, testing, verifiers
+from globalres_jax import (
+    draft_laws,
+    drafters,
+    sharding,
+    testing,
+    tree,
+    tree_verifiers,
+    verifiers,
+)
 from globalres_jax.base import Decision, Model
 from globalres_jax.decoding.config import SpeculativeConfig
-from globalres_jax.decoding.loop import Generation, generate
+from globalres_jax.decoding.loop import Generation, compile_generate, generate
 from globalres_jax.decoding.metrics import Metrics
+from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.draft_laws import (
     IID,
     Deterministic,
@@ -25,12 +34,13 @@ from globalres_jax.draft_laws import (
     WithoutReplacement,
 )
 from globalres_jax.drafters.prompt_lookup import PromptLookup
+from globalres_jax.transport.box_lbfgs import BoxLBFGS
+from globalres_jax.transport.newton import ProjectedNewton
 from globalres_jax.transport.plan import (
     TransportPlan,
     optimal_acceptance_rate,
     solve_transport,
 )
-from globalres_jax.transport.solvers import BoxLBFGS, ProjectedNewton
 from globalres_jax.tree import TokenTree, paths
 
 __all__ = [
@@ -44,12 +54,15 @@ __all__ = [
     "Model",
     "ProjectedNewton",
     "PromptLookup",
+    "SamplingOptions",
     "SpeculativeConfig",
     "TokenTree",
     "TopPlusSample",
     "TransportPlan",
     "WithoutReplacement",
+    "compile_generate",
     "draft_laws",
+    "drafters",
     "generate",
     "models",
     "optimal_acceptance_rate",
@@ -57,6 +70,8 @@ __all__ = [
     "sharding",
     "solve_transport",
     "testing",
+    "tree",
+    "tree_verifiers",
     "verifiers",
 ]
 

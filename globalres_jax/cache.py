@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from globalres_jax.base import Array
+from globalres_jax.base import Array, Cache, Model
 
 
 class KVCache(NamedTuple):
@@ -85,3 +85,23 @@ def write_slots(rows: Array, slots: Array, new: Array) -> Array:
     return jax.vmap(lambda row, slot, value: row.at[slot].set(value, mode="drop"))(
         rows, slots, new.astype(rows.dtype)
     )
+
+
+def prefill(model: Model, prompts: Array, lengths: Array, capacity: int) -> Cache:
+    """A cache that holds all but the last token of each prompt.
+
+    Args:
+      model: target or draft.
+      prompts: [B, P] tokens, padded on the right.
+      lengths: [B] tokens of each prompt, at least 1.
+      capacity: slots of the cache.
+    """
+    batch, width = prompts.shape
+    slots = jnp.arange(capacity)[None, None, :]
+    positions = jnp.broadcast_to(jnp.arange(width)[None], (batch, width))
+    mask = jnp.broadcast_to(
+        slots <= jnp.arange(width)[None, :, None], (batch, width, capacity)
+    )
+    cache = model.init_cache(batch, capacity)
+    _, cache = model.apply(model.params, prompts, positions, cache, mask)
+    return cache.with_length(lengths - 1)

@@ -1,14 +1,16 @@
 """Token trees: which drafted token follows which.
 
-A tree is given by how many children every node of a level has; its nodes are numbered
-level by level, the root (the last emitted token) being node 0. All of it is static:
-the drawn tokens are data, the shape is not.
+A tree is given by the parent of every node; nodes are numbered level by level, the
+root (the last emitted token) being node 0. All of it is static: the drawn tokens are
+data, the shape is not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,59 +19,106 @@ import numpy as np
 from globalres_jax.base import Array
 
 
+class SiblingGroup(NamedTuple):
+    """The nodes of one level that have equally many children.
+
+    Attributes:
+      level: depth of these nodes.
+      nodes: [W].
+      children: [W, n] the children of each, n of them.
+    """
+
+    level: int
+    nodes: np.ndarray
+    children: np.ndarray
+
+    @property
+    def num_children(self) -> int:
+        """n, how many children each node has."""
+        return self.children.shape[1]
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class TokenTree:
-    """A tree in which all nodes of one level have equally many children.
+    """A rooted tree of any shape.
 
     Attributes:
-      branching: children of each node, for the root's level downwards; `()` is the
-        root alone, which is plain decoding.
+      parent_of: parent of each node, level by level: -1 for the root, then numbers
+        of earlier nodes. `(-1,)` is the root alone, which is plain decoding.
+
+    Raises:
+      ValueError: no root, a parent that comes after its child (as in a cycle), or
+        nodes that are not numbered level by level; `from_parents` numbers them.
     """
 
-    branching: tuple[int, ...]
+    parent_of: tuple[int, ...]
 
     def __post_init__(self):
-        for level, width in enumerate(self.branching):
-            if width < 1:
+        parents = tuple(int(parent) for parent in self.parent_of)
+        object.__setattr__(self, "parent_of", parents)
+        if not parents or parents[0] != -1:
+            raise ValueError(
+                f"parents: node 0 is the root, with parent -1; got {parents[:1]}"
+            )
+        depths = [0]
+        for node, parent in enumerate(parents[1:], start=1):
+            if not 0 <= parent < node:
                 raise ValueError(
-                    f"branching: level {level} has {width} children, at least 1"
+                    f"parents: node {node} has parent {parent}, allowed are 0 to "
+                    f"{node - 1}"
                 )
-
-    @property
-    def depth(self) -> int:
-        """Longest number of drafted tokens on a path."""
-        return len(self.branching)
-
-    @functools.cached_property
-    def levels(self) -> tuple[np.ndarray, ...]:
-        """Node indices of each level, the root's first."""
-        widths = np.cumprod((1, *self.branching))
-        ends = np.cumsum(widths)
-        return tuple(np.arange(e - w, e) for e, w in zip(ends, widths, strict=True))
-
-    @property
-    def num_nodes(self) -> int:
-        """Number of nodes, root included."""
-        return int(self.levels[-1][-1]) + 1
-
-    @property
-    def num_internal(self) -> int:
-        """Number of nodes that have children; they are nodes 0..num_internal - 1."""
-        return self.num_nodes - len(self.levels[-1])
+            depths.append(depths[parent] + 1)
+        if depths != sorted(depths):
+            raise ValueError(
+                "parents: nodes must be numbered level by level; from_parents does it"
+            )
 
     @functools.cached_property
     def parents(self) -> np.ndarray:
         """[N] parent of each node, -1 for the root."""
-        parents = [np.array([-1])]
-        for level, width in zip(self.levels, self.branching, strict=False):
-            parents.append(np.repeat(level, width))
-        return np.concatenate(parents)
+        return np.asarray(self.parent_of)
 
     @functools.cached_property
     def depths(self) -> np.ndarray:
         """[N] number of edges from the root."""
-        return np.repeat(np.arange(self.depth + 1), [len(x) for x in self.levels])
+        depths = np.zeros(self.num_nodes, int)
+        for node in range(1, self.num_nodes):
+            depths[node] = depths[self.parents[node]] + 1
+        return depths
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes, root included."""
+        return len(self.parent_of)
+
+    @property
+    def depth(self) -> int:
+        """Longest number of drafted tokens on a path."""
+        return int(self.depths[-1])
+
+    @functools.cached_property
+    def levels(self) -> tuple[np.ndarray, ...]:
+        """Node indices of each level, the root's first."""
+        return tuple(
+            np.flatnonzero(self.depths == level) for level in range(self.depth + 1)
+        )
+
+    @functools.cached_property
+    def num_children(self) -> np.ndarray:
+        """[N] children of each node."""
+        return np.bincount(self.parents[1:], minlength=self.num_nodes)
+
+    @functools.cached_property
+    def groups(self) -> tuple[SiblingGroup, ...]:
+        """All nodes that have children, by level and then by their number."""
+        groups = []
+        for level, members in enumerate(self.levels):
+            for count in sorted(set(self.num_children[members]) - {0}):
+                nodes = members[self.num_children[members] == count]
+                children = [np.flatnonzero(self.parents == node) for node in nodes]
+                groups.append(SiblingGroup(level, nodes, np.stack(children)))
+        return tuple(groups)
 
     @functools.cached_property
     def ancestors(self) -> np.ndarray:
@@ -93,13 +142,63 @@ class TokenTree:
         return same
 
 
-def paths(num_drafts: int, length: int) -> TokenTree:
-    """`num_drafts` independent paths of `length` tokens (SpecTr, arXiv 2310.15141)."""
-    if num_drafts < 1:
-        raise ValueError(f"num_drafts: must be at least 1, got {num_drafts}")
+def from_parents(parents: Sequence[int]) -> TokenTree:
+    """A tree from the parent of every node, numbered anew level by level.
+
+    Args:
+      parents: -1 for the root, which is the first; each parent before its children.
+    """
+    parents = [int(parent) for parent in parents]
+    depths = [0] * len(parents)
+    for node, parent in enumerate(parents[1:], start=1):
+        if not 0 <= parent < node:
+            raise ValueError(
+                f"parents: node {node} has parent {parent}, allowed are 0 to {node - 1}"
+            )
+        depths[node] = depths[parent] + 1
+    order = sorted(range(len(parents)), key=lambda node: depths[node])
+    place = {node: index for index, node in enumerate(order)}
+    return TokenTree(tuple(place.get(parents[node], -1) for node in order))
+
+
+def branching(widths: Sequence[int]) -> TokenTree:
+    """Every node of level l has `widths[l]` children; () is the root alone."""
+    parents, level = [-1], [0]
+    for index, width in enumerate(widths):
+        if width < 1:
+            raise ValueError(
+                f"branching: level {index} has {width} children, at least 1"
+            )
+        first = len(parents)
+        parents += [node for node in level for _ in range(width)]
+        level = list(range(first, len(parents)))
+    return TokenTree(tuple(parents))
+
+
+def paths(num_paths: int, length: int) -> TokenTree:
+    """`num_paths` independent paths of `length` tokens (SpecTr, arXiv 2310.15141)."""
+    return delayed(0, num_paths, length)
+
+
+def chain(length: int) -> TokenTree:
+    """One path of `length` tokens; 0 is the root alone."""
+    return paths(1, length)
+
+
+def delayed(trunk: int, num_paths: int, length: int) -> TokenTree:
+    """A trunk of `trunk` tokens, and `num_paths` paths of `length` from its end.
+
+    Drafts branch late, where target and draft have had time to differ (arXiv
+    2602.16994).
+    """
+    if trunk < 0:
+        raise ValueError(f"trunk: must be 0 or more, got {trunk}")
+    if num_paths < 1:
+        raise ValueError(f"num_paths: must be at least 1, got {num_paths}")
     if length < 0:
-        raise ValueError(f"draft_length: must be 0 or more, got {length}")
-    return TokenTree((num_drafts, *[1] * (length - 1)) if length else ())
+        raise ValueError(f"length: must be 0 or more, got {length}")
+    fork = [num_paths, *[1] * (length - 1)] if length else []
+    return branching([1] * trunk + fork)
 
 
 def tree_mask(tree: TokenTree, rows: np.ndarray, base: Array, capacity: int) -> Array:

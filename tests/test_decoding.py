@@ -12,7 +12,7 @@ from scipy import stats
 
 import globalres_jax as gr
 from globalres_jax import models
-from globalres_jax.decoding import loop as decoding
+from globalres_jax.decoding import loop, step
 from globalres_jax.base import Model
 from globalres_jax.verifiers import GlobalResolution, RecursiveRejection, SingleDraft
 

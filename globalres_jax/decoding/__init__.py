@@ -1,0 +1,1 @@
+"""Decoding: options, one step, and the loop that writes text."""

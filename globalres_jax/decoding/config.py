@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from globalres_jax.base import Array, Verifier
+from globalres_jax.base import Array, TreeVerifier, Verifier
+from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.draft_laws import IID
-from globalres_jax.transforms import check_filters, probabilities
 from globalres_jax.tree import TokenTree, paths
+from globalres_jax.tree_verifiers import as_tree_verifier
 from globalres_jax.verifiers import GlobalResolution
+
+#: `law(probs [V], num_drafts, max_support=...)`: the class of a law, or a function.
+LawMaker = Callable[..., Any]
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeculativeConfig:
-    """Options of `generate`. Static under `jit`: another config is another program.
+    """Options of `generate`. Frozen and hashable.
 
     Attributes:
       num_drafts: number of drafted paths.
@@ -28,20 +31,26 @@ class SpeculativeConfig:
       tree: shape of the token tree; `paths(num_drafts, draft_length)` if None. Where
         it is given, it alone counts.
       law: draft law of the children of a node, `law(probs, num_drafts,
-        max_support=...)`: `IID`, since paths that spell the same text are merged.
-      verifier: single-step rule.
+        max_support=...)`: one for all levels, or a tuple with one for each. Paths of
+        `IID` drafts that spell the same text are merged.
+      verifier: a single-position rule, or a rule for whole trees.
       temperature, top_k, top_p, min_p: sampling options, for target and draft alike,
-        applied in this order; temperature 0 is greedy.
+        applied in this order; temperature 0 is greedy. Data to the compiled program,
+        and `generate` takes `SamplingOptions` for each row instead.
       cache_length: slots of the key/value caches; what is needed if None.
       pad_id: fills `Generation.tokens` after the end of a row.
       measure_optimum: whether to count what the optimal rule would accept.
+
+    Raises:
+      ValueError, TypeError: an option out of range, or a rule that does not serve a
+        law of the tree.
     """
 
     num_drafts: int = 4
     draft_length: int = 4
     tree: TokenTree | None = None
-    law: Callable[..., Any] = IID
-    verifier: Verifier = GlobalResolution()
+    law: LawMaker | tuple[LawMaker, ...] = IID
+    verifier: Verifier | TreeVerifier = GlobalResolution()
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -51,36 +60,119 @@ class SpeculativeConfig:
     measure_optimum: bool = True
 
     def __post_init__(self):
-        check_filters(self.temperature, self.top_k, self.top_p, self.min_p)
-        if self.tree is None:
-            tree = paths(self.num_drafts, self.draft_length)
-            object.__setattr__(self, "tree", tree)
-        if self.tree.depth:
-            if not self.verifier.serves_trees:
-                raise ValueError(
-                    f"verifier: {type(self.verifier).__name__} needs a fixed number of "
-                    "drafts, and in a token tree it depends on the tokens"
-                )
-            if isinstance(self.law, type) and not issubclass(self.law, IID):
-                raise ValueError(
-                    "law: the nodes of a token tree draw their children independently, "
-                    f"so IID is allowed, got {self.law.__name__}"
-                )
-            most = max(len(level) for level in self.tree.levels[1:])
-            self.verifier.check(self.law(np.array([0.5, 0.5]), most))
-
-    def to_probabilities(self, logits: Array) -> Array:
-        """The distribution that a row of logits stands for under these options."""
-        return probabilities(
-            logits, self.temperature, self.top_k, self.top_p, self.min_p
-        )
+        _ = self.sampling  # checks the options
+        if self.num_drafts < 1:
+            raise ValueError(f"num_drafts: must be at least 1, got {self.num_drafts}")
+        if self.draft_length < 0:
+            raise ValueError(
+                f"draft_length: must be 0 or more, got {self.draft_length}"
+            )
+        depth = self.token_tree.depth
+        if isinstance(self.law, tuple) and len(self.law) != depth:
+            raise ValueError(
+                f"law: {len(self.law)} laws for a tree of {depth} levels; give one for "
+                "each level, or one for all"
+            )
+        self.tree_verifier.check(self.token_tree, self._sample_laws())
 
     @property
-    def draft_law(self) -> Callable[[Array, int | Array], Any]:
-        """`law(probs, num_drafts)` with the support that the options leave."""
-        support = 1 if self.temperature == 0 else self.top_k
-        return functools.partial(self.law, max_support=support)
+    def token_tree(self) -> TokenTree:
+        """The shape of the tree: `tree`, or what the numbers stand for."""
+        if self.tree is not None:
+            return self.tree
+        return paths(self.num_drafts, self.draft_length)
+
+    @property
+    def tree_verifier(self) -> TreeVerifier:
+        """The rule for whole trees."""
+        return as_tree_verifier(self.verifier)
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """The sampling options, the same for all rows."""
+        return SamplingOptions(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+        )
+
+    def law_of_level(self, level: int) -> LawMaker:
+        """What draws the children of the nodes at a level of the tree."""
+        return self.law[level] if isinstance(self.law, tuple) else self.law
 
     def plain(self) -> SpeculativeConfig:
         """The same sampling options, one token a step, no drafts."""
-        return dataclasses.replace(self, tree=TokenTree(()))
+        return dataclasses.replace(
+            self, tree=TokenTree((-1,)), law=IID, verifier=GlobalResolution()
+        )
+
+    def program(self) -> SpeculativeConfig:
+        """What of it fixes the compiled program: sampling options are data."""
+        return dataclasses.replace(
+            self,
+            temperature=1.0,
+            top_k=None,
+            top_p=None,
+            min_p=None,
+            cache_length=None,
+        )
+
+    def capacity(self, width: int, max_new_tokens: int) -> int:
+        """Slots of the caches for prompts of `width` tokens.
+
+        Raises:
+          ValueError: `cache_length` is too short for prompt, text and tree.
+        """
+        nodes = self.token_tree.num_nodes
+        needed = width + max_new_tokens + nodes
+        capacity = needed if self.cache_length is None else self.cache_length
+        if nodes > capacity:
+            raise ValueError(
+                f"cache_length: a draft of {nodes} nodes does not fit {capacity} slots"
+            )
+        if width > capacity:
+            raise ValueError(
+                f"cache_length: a prompt of {width} tokens does not fit {capacity} "
+                "slots"
+            )
+        if needed > capacity:
+            raise ValueError(
+                f"cache_length: {width} prompt tokens, {max_new_tokens} new ones and a "
+                f"draft of {nodes} nodes need {needed} slots, got {capacity}"
+            )
+        return capacity
+
+    def _sample_laws(self) -> tuple:
+        """A small law of each sibling group: what rules are checked on."""
+
+        def of_group(group):
+            size = max(group.num_children, 2)
+            law = self.law_of_level(group.level)
+            return law(jnp.full(size, 1 / size), group.num_children)
+
+        return tuple(map(of_group, self.token_tree.groups))
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledPolicy:
+    """The `DraftPolicy` of a request: its law and its options, for every row.
+
+    Attributes:
+      config: which law draws at each level.
+      options: for each row [B].
+      vocab_size: V of the target.
+    """
+
+    config: SpeculativeConfig
+    options: SamplingOptions
+    vocab_size: int
+
+    def law(self, logits: Array, level: int, num_drafts: int):
+        """The laws [B, W] of `num_drafts` children, from logits [B, W, V]."""
+        make, support = self.config.law_of_level(level), self.options.max_support
+
+        def one(q: Array):
+            return make(q, num_drafts, max_support=support)
+
+        return jax.vmap(jax.vmap(one))(self.options.to_probabilities(logits))

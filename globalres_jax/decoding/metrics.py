@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from globalres_jax.base import Array
+from globalres_jax.base import Array, Walk
+from globalres_jax.tree import TokenTree
 
 
 class Metrics(NamedTuple):
@@ -74,31 +75,30 @@ def empty_metrics(batch: int, depth: int) -> Metrics:
 
 
 def count_step(
-    metrics: Metrics,
-    running: Array,
-    accept_length: Array,
-    optimum: Array,
-    num_draft_tokens: int,
+    metrics: Metrics, tree: TokenTree, running: Array, walk: Walk, optimum: Array
 ) -> Metrics:
     """Adds one step of the rows that are `running [B]`.
 
     Args:
       metrics: counts so far.
+      tree: shape of the tree that was drafted for each row.
       running: [B] bool.
-      accept_length: [B] drafted tokens accepted in this step.
+      walk: of each row, leaves [B, ...].
       optimum: [B, D] optimal acceptance rates at the nodes reached.
-      num_draft_tokens: tokens drafted for each row.
     """
-    depth = optimum.shape[1]
     one = running.astype(jnp.int32)
-    lengths = jnp.arange(depth + 1)[None, :]
-    reached = (lengths[:, :depth] <= accept_length[:, None]) & running[:, None]
+    length, depth = walk.accept_length, tree.depth
+    root = jnp.zeros((len(one), 1), walk.nodes.dtype)
+    visited = jnp.concatenate([root, walk.nodes], axis=1)[:, :depth]
+    has_drafts = jnp.asarray(tree.num_children > 0)[visited]
+    index = jnp.arange(depth + 1)[None, :]
+    reached = (index[:, :depth] <= length[:, None]) & has_drafts & running[:, None]
+    ended_here = (index == length[:, None]) & running[:, None]
     return Metrics(
         metrics.num_spec_steps + one,
-        metrics.num_draft_tokens + one * num_draft_tokens,
-        metrics.num_accepted_draft_tokens + one * accept_length,
-        metrics.acceptance_histogram
-        + ((lengths == accept_length[:, None]) & running[:, None]),
+        metrics.num_draft_tokens + one * (tree.num_nodes - 1),
+        metrics.num_accepted_draft_tokens + one * length,
+        metrics.acceptance_histogram + ended_here,
         metrics.reached_per_position + reached,
         metrics.optimum_sum
         + jnp.sum(jnp.where(reached, optimum, 0), axis=1).astype(jnp.float32),

@@ -1,6 +1,6 @@
 """Draft laws: the joint law of the tokens drafted at one position, one a file."""
 
-from globalres_jax.draft_laws.deterministic import Deterministic
+from globalres_jax.draft_laws.deterministic import Deterministic, likeliest
 from globalres_jax.draft_laws.iid import IID
 from globalres_jax.draft_laws.independent import Independent
 from globalres_jax.draft_laws.law import DraftLaw, Moments
@@ -23,4 +23,5 @@ __all__ = [
     "Moments",
     "TopPlusSample",
     "WithoutReplacement",
+    "likeliest",
 ]

@@ -9,6 +9,7 @@ from globalres_jax.base import Array
 from globalres_jax.validation import is_concrete
 from globalres_jax.draft_laws.closed_form import ClosedForm, fixed_and_one
 from globalres_jax.draft_laws.law import DraftLaw, Moments, no_factors, root_scale
+from globalres_jax.numerics.top_tokens import top_tokens
 
 
 class Deterministic(DraftLaw):
@@ -25,7 +26,7 @@ class Deterministic(DraftLaw):
     """
 
     arrays = ("tokens",)
-    static = ("_vocab_size",)
+    static = ("vocab_size",)
 
     def __init__(self, tokens: Array, vocab_size: int):
         tokens = jnp.asarray(tokens)
@@ -42,25 +43,22 @@ class Deterministic(DraftLaw):
                     f"tokens: must lie in [0, {vocab_size}), got {host.tolist()}"
                 )
         self.tokens = tokens.astype(jnp.int32)
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
 
     @property
     def num_drafts(self) -> int:
         """Number of drafts n."""
-        return self.tokens.shape[0]
+        return self.tokens.shape[-1]
 
     @property
-    def vocab_size(self) -> int:
-        """Number of tokens V."""
-        return self._vocab_size
+    def token_probs(self) -> Array:
+        """[n] all of it on the first token: q, if there is one."""
+        return jnp.zeros(self.num_drafts, self.dtype).at[0].set(1)
 
     @property
     def dtype(self) -> jnp.dtype:
         """The widest type enabled: there are no probabilities to take it from."""
         return jnp.zeros(()).dtype
-
-    def _fixed(self) -> Array:
-        return jnp.zeros(self.vocab_size, bool).at[self.tokens].set(True)
 
     def sample(self, key: Array) -> Array:
         """The tokens: [n] int32. The key is not used."""
@@ -72,13 +70,13 @@ class Deterministic(DraftLaw):
         return jnp.all(draft_tokens == self.tokens).astype(self.dtype)
 
     def containment(self, members: Array) -> Array:
-        """1 if H (`members [V]` bool) holds every token, else 0."""
-        return jnp.all(members[self.tokens]).astype(self.dtype)
+        """1 if H (`members [n]` bool) holds every token, else 0."""
+        return jnp.all(members).astype(self.dtype)
 
     def moments(self, survive: Array) -> Moments:
         """Counts are constant, so the second moments are one product."""
-        value = jnp.prod(survive[:, self.tokens], axis=1)
-        mean = value[:, None] * self._fixed()[None]
+        value = jnp.prod(survive, axis=1)
+        mean = jnp.broadcast_to(value[:, None], survive.shape)
         plus = mean * root_scale(value)[:, None]
         return Moments(
             value, mean, jnp.zeros_like(mean), plus[None], no_factors(survive)
@@ -86,26 +84,21 @@ class Deterministic(DraftLaw):
 
     def closed_form(self, p: Array) -> ClosedForm:
         """The optimal race, without a solver."""
-        return fixed_and_one(p, self._fixed(), jnp.zeros_like(p))
+        return fixed_and_one(p, jnp.ones(p.shape, bool), jnp.zeros_like(p))
 
     def subset_order(self, p: Array) -> Array:
-        """The tokens first: only a set that holds them all has Q(H) > 0."""
-        del p
-        return jnp.argsort(~self._fixed())
+        """Any: only the set of all tokens has Q(H) > 0."""
+        return jnp.arange(len(p))
 
     def escape(self, order: Array) -> Array:
-        """[V + 1] 0 from the prefix on that holds every token, 1 before."""
-        held = jnp.cumsum(self._fixed()[order])
-        held = jnp.concatenate([jnp.zeros(1, held.dtype), held])
-        return (held < self.num_drafts).astype(self.dtype)
+        """[n + 1] 0 for the prefix that holds every token, 1 before."""
+        return (jnp.arange(len(order) + 1) < self.num_drafts).astype(self.dtype)
 
-    def support(self) -> Array:
-        """The tokens."""
-        return self.tokens
 
-    def restrict(self, tokens: Array) -> Deterministic:
-        """The law over its own `tokens`, which become 0 to n - 1."""
-        places = jnp.argmax(tokens[None, :] == self.tokens[:, None], axis=1)
-        return self._replace(
-            tokens=places.astype(jnp.int32), _vocab_size=tokens.shape[0]
-        )
+def likeliest(
+    probs: Array, num_drafts: int, max_support: int | None = None
+) -> Deterministic:
+    """`Deterministic` on the `num_drafts` likeliest tokens of `probs [V]` (EAGLE)."""
+    del max_support
+    probs = jnp.asarray(probs)
+    return Deterministic(top_tokens(probs, num_drafts), probs.shape[-1])

@@ -6,18 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.validation import as_distribution, is_concrete
 from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
-    mass_beyond,
+    check_num_drafts,
+    checked_row,
     no_factors,
     ratio_order,
     root_scale,
     transform,
 )
 from globalres_jax.numerics.categorical import sample_independent
-from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.numerics.powers import one_minus_power
+from globalres_jax.numerics.sums import mass_beyond
+from globalres_jax.validation import is_concrete
 
 
 class IID(DraftLaw):
@@ -25,93 +27,104 @@ class IID(DraftLaw):
 
     L(u) = phi(u)^n with phi(u) = sum_i q_i exp(-u_i); Q(H) = q(H)^n.
 
-    Attributes:
+    Args:
       probs: [V] the draft model's distribution q; rounding in its sum is removed.
       num_drafts: an `int` is part of the type (it fixes shapes and lets `sample`
         run); an integer array is data, so one compiled solve serves every n.
-      max_support: at most this many tokens have probability above zero (as after
-        top-k filtering); the transport solve then runs on those alone.
+      max_support: the law is on so many likeliest tokens of `probs` (as top-k
+        filtering leaves); sampler and solver then see those alone.
+      max_drafts: most drafts where `num_drafts` is data; some rules ask for it.
 
     Raises:
       ValueError: `probs` is no distribution, `num_drafts < 1`, or more than
-        `max_support` tokens have probability above zero.
+        `max_support` tokens have probability above zero. (Traced values cannot be
+        counted: then the law is on the `max_support` likeliest.)
     """
 
+    joins = True
+
     def __init__(
-        self, probs: Array, num_drafts: int | Array, max_support: int | None = None
+        self,
+        probs: Array,
+        num_drafts: int | Array,
+        max_support: int | None = None,
+        max_drafts: int | None = None,
     ):
-        probs = as_distribution("probs", probs)
+        probs = checked_row(probs, max_support)
         if is_concrete(num_drafts):
-            if np.ndim(num_drafts) != 0 or int(num_drafts) != num_drafts:
-                raise ValueError(f"num_drafts: expected an integer, got {num_drafts!r}")
-            if num_drafts < 1:
-                raise ValueError(f"num_drafts: must be at least 1, got {num_drafts}")
-        if max_support is not None and not max_support >= 1:
-            raise ValueError(f"max_support: must be at least 1, got {max_support}")
-        if max_support is not None and is_concrete(probs):
-            support = int(jnp.sum(probs > 0))
-            if support > max_support:
-                raise ValueError(
-                    f"max_support: {support} tokens of probs are above zero, "
-                    f"more than {max_support}"
-                )
-        self.probs = probs / blockwise_sum(probs)
+            check_num_drafts(num_drafts)
+        self._hold(probs, max_support, least=1)
         self.num_drafts = num_drafts
-        self.max_support = max_support
+        self._max_drafts = max_drafts
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether `num_drafts` is part of the type, not data."""
+        return isinstance(self.num_drafts, int | np.integer)
+
+    @property
+    def max_drafts(self) -> int | None:
+        """Most drafts that there can be, None where nobody said."""
+        return int(self.num_drafts) if self.is_fixed else self._max_drafts
 
     def sample(self, key: Array) -> Array:
         """Draws the drafts: [num_drafts] int32. Needs `num_drafts` to be an int."""
-        if not isinstance(self.num_drafts, int | np.integer):
+        if not self.is_fixed:
             raise ValueError(
                 "num_drafts: sample needs a Python int, since it fixes the shape; "
                 f"got {self.num_drafts!r}"
             )
-        return sample_independent(key, self.probs, int(self.num_drafts))
+        places = sample_independent(key, self.token_probs, int(self.num_drafts))
+        return self.name_places(places)
+
+    def draft_probability(self, draft_tokens: Array) -> Array:
+        """Probability of drawing exactly `draft_tokens [n]`, in this order."""
+        return jnp.prod(self.lookup(self.token_probs, draft_tokens))
+
+    def joined(self, num_drafts: Array, most: int) -> IID:
+        """The law of another number of draws, at most `most`."""
+        children = (self.tokens, self.token_probs)
+        if most == 1:
+            return self.tree_unflatten((1, None, self.vocab_size), children)
+        static = (None, most, self.vocab_size)
+        return self.tree_unflatten(static, (*children, num_drafts))
 
     def containment(self, members: Array) -> Array:
-        """Q(H), the probability that every draft lies in H (`members [V]` bool)."""
-        inside = jnp.sum(jnp.where(members, self.probs, 0))
+        """Q(H), the probability that every draft lies in H (`members [k]` bool)."""
+        inside = jnp.sum(jnp.where(members, self.token_probs, 0))
         return inside**self.num_drafts
 
     def moments(self, survive: Array) -> Moments:
         """Counts of n multinomial trials with chances q e / phi."""
-        n = self.num_drafts
-        phi = transform(self.probs[None], survive)
+        n, q = self.num_drafts, self.token_probs
+        phi = transform(q[None], survive)
         value = phi**n
-        chance = self.probs[None] * survive * jnp.square(root_scale(phi))[:, None]
+        chance = q[None] * survive * jnp.square(root_scale(phi))[:, None]
         mean = n * value[:, None] * chance
         plus = jnp.sqrt(n * (n - 1) * value)[:, None] * chance
         return Moments(value, mean, mean, plus[None], no_factors(survive))
 
     def subset_order(self, p: Array) -> Array:
         """By q/p descending."""
-        return ratio_order(p, self.probs)
+        return ratio_order(p, self.token_probs)
 
     def escape(self, order: Array) -> Array:
-        """[V + 1] 1 - q(H)^n for the prefixes H."""
-        return escape_of(mass_beyond(self.probs[order]), self.num_drafts)
-
-    def draft_probability(self, draft_tokens: Array) -> Array:
-        """Probability of drawing exactly `draft_tokens [n]`, in this order."""
-        return jnp.prod(self.probs[draft_tokens])
+        """[k + 1] 1 - q(H)^n for the prefixes H."""
+        return one_minus_power(mass_beyond(self.token_probs[order]), self.num_drafts)
 
     def tree_flatten(self):
-        """Children and static part, as `jax.tree_util` wants them."""
-        if isinstance(self.num_drafts, int | np.integer):
-            return (self.probs,), (int(self.num_drafts), self.max_support)
-        return (self.probs, self.num_drafts), (None, self.max_support)
+        """Children and static part: a fixed number of drafts is static."""
+        if self.is_fixed:
+            static = (int(self.num_drafts), None, self.vocab_size)
+            return (self.tokens, self.token_probs), static
+        static = (None, self._max_drafts, self.vocab_size)
+        return (self.tokens, self.token_probs, self.num_drafts), static
 
     @classmethod
     def tree_unflatten(cls, static, children):
         """Inverse of `tree_flatten`; checks nothing, as JAX requires."""
         law = object.__new__(cls)
-        num_drafts, law.max_support = static
-        law.probs = children[0]
-        law.num_drafts = children[1] if num_drafts is None else num_drafts
+        num_drafts, law._max_drafts, law.vocab_size = static
+        law.tokens, law.token_probs = children[:2]
+        law.num_drafts = children[2] if num_drafts is None else num_drafts
         return law
-
-
-def escape_of(left: Array, num_drafts: int | Array) -> Array:
-    """1 - (1 - left)^n, exact for small `left`."""
-    inside = jnp.log1p(-jnp.minimum(left, 1 - jnp.finfo(left.dtype).eps))
-    return -jnp.expm1(num_drafts * inside)

@@ -1,6 +1,8 @@
 """What every draft law can do.
 
-A law can be sampled, and answers the two questions that the optimum depends on: the
+A law holds the k tokens that it can draw and speaks of those alone: of all V where it
+was made from a whole row, of the `max_support` likeliest where that was asked for. It
+can be sampled, and answers the two questions that the optimum depends on: the
 probability that all drafts lie in a set, and the Laplace functional of their multiset,
 L(u) = E exp(-sum_j u[X_j]), with its first two derivatives.
 """
@@ -14,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.validation import is_concrete
 from globalres_jax.draft_laws.closed_form import ClosedForm
-from globalres_jax.numerics.top_tokens import heaviest
 from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.numerics.top_tokens import top_tokens
+from globalres_jax.validation import as_distribution, is_concrete
 
 
 class Moments(NamedTuple):
@@ -28,10 +30,10 @@ class Moments(NamedTuple):
 
     Attributes:
       value: [S] L = E Z.
-      mean: [S, V] E[N_i Z] = -dL/du_i.
-      diagonal: [S, V].
-      plus: [a, S, V].
-      minus: [b, S, V].
+      mean: [S, k] E[N_i Z] = -dL/du_i.
+      diagonal: [S, k].
+      plus: [a, S, k].
+      minus: [b, S, k].
     """
 
     value: Array
@@ -46,38 +48,83 @@ class DraftLaw:
 
     Attributes:
       num_drafts: n.
+      vocab_size: V.
+      tokens: [k] the tokens that it can draw; None where k = V and they are all, in
+        their order.
+      token_probs: [k] (or [n, k]) the draft model's probabilities of these tokens.
+      joins: whether drafts from equal rows are together a larger sample of the law.
       prefix_is_optimal: whether a prefix of the tokens in `subset_order` minimises
         p(H) + 1 - Q(H). Elsewhere such a prefix only bounds it.
     """
 
-    arrays: ClassVar[tuple[str, ...]] = ("probs",)
-    static: ClassVar[tuple[str, ...]] = ("num_drafts", "max_support")
+    arrays: ClassVar[tuple[str, ...]] = ("tokens", "token_probs")
+    static: ClassVar[tuple[str, ...]] = ("num_drafts", "vocab_size")
+    joins: ClassVar[bool] = False
     prefix_is_optimal: ClassVar[bool] = True
 
-    @property
-    def exact_moments(self) -> bool:
-        """Whether `moments` gives second moments exactly (first ones always are)."""
-        return True
-
     num_drafts: int | Array
-    max_support: int | None = None
+    vocab_size: int
+    tokens: Array | None
+    token_probs: Array
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
         jax.tree_util.register_pytree_node_class(cls)
 
     @property
-    def vocab_size(self) -> int:
-        """Number of tokens V."""
-        return self.probs.shape[-1]
+    def exact_moments(self) -> bool:
+        """Whether `moments` gives second moments exactly (first ones always are)."""
+        return True
+
+    @property
+    def max_drafts(self) -> int:
+        """Most drafts that `num_drafts` can be: a Python int."""
+        return self.num_drafts
+
+    @property
+    def probs(self) -> Array:
+        """The draft model's distribution q, dense: [V] (or [n, V])."""
+        return self.spread(self.token_probs)
+
+    @property
+    def first(self) -> Array:
+        """[k] law of the first draft."""
+        return self.token_probs
 
     @property
     def dtype(self) -> jnp.dtype:
         """Floating type that the law computes in."""
-        return self.probs.dtype
+        return self.token_probs.dtype
+
+    def take(self, row: Array) -> Array:
+        """[..., V] to [..., k]: the entries of the law's tokens."""
+        if self.tokens is None:
+            return row
+        return row.at[..., self.tokens].get(mode="promise_in_bounds")
+
+    def spread(self, values: Array) -> Array:
+        """[..., k] to [..., V]: zero for tokens that the law cannot draw."""
+        if self.tokens is None:
+            return values
+        empty = jnp.zeros((*values.shape[:-1], self.vocab_size), values.dtype)
+        at = empty.at[..., self.tokens]
+        return at.set(values, mode="promise_in_bounds", unique_indices=True)
+
+    def lookup(self, values: Array, draft_tokens: Array) -> Array:
+        """[n] the entries of `values [k]` at drafted tokens, 0 for all others."""
+        if self.tokens is None:
+            return jnp.where(draft_tokens >= 0, values[draft_tokens], 0)
+        same = draft_tokens[:, None] == self.tokens[None]
+        return jnp.sum(jnp.where(same, values[None], 0), axis=1)
+
+    def name_places(self, places: Array) -> Array:
+        """Tokens of the vocabulary for `places` among the law's own; -1 stays."""
+        if self.tokens is None:
+            return places
+        return jnp.where(places >= 0, self.tokens[places], places)
 
     def sample(self, key: Array) -> Array:
-        """Draws the drafts: [n] int32."""
+        """Draws the drafts: [n] int32 tokens of the vocabulary."""
         raise NotImplementedError
 
     def draft_probability(self, draft_tokens: Array) -> Array:
@@ -85,47 +132,38 @@ class DraftLaw:
         raise NotImplementedError
 
     def containment(self, members: Array) -> Array:
-        """Q(H), the probability that every draft lies in H (`members [V]` bool)."""
+        """Q(H), the probability that every draft lies in H (`members [k]` bool)."""
         raise NotImplementedError
 
     def moments(self, survive: Array) -> Moments:
-        """`Moments` at the points u = -log(survive [S, V])."""
+        """`Moments` at the points u = -log(survive [S, k])."""
         raise NotImplementedError
 
     def subset_order(self, p: Array) -> Array:
-        """[V] tokens, those that a subset H* holds first."""
+        """[k] places of the tokens, those that a subset H* holds first; `p [k]`."""
         raise NotImplementedError
 
     def escape(self, order: Array) -> Array:
-        """[V + 1] 1 - Q(H) for the prefixes H of the tokens in `order [V]`."""
+        """[k + 1] 1 - Q(H) for the prefixes H of the places in `order [k]`."""
         raise NotImplementedError
 
     def closed_form(self, p: Array) -> ClosedForm | None:
-        """The optimal race for `p [V]` where it needs no solver, else None."""
+        """The optimal race for `p [k]` where it needs no solver, else None."""
         del p
         return None
 
     def laplace(self, u: Array) -> Array:
-        """L(u) = E exp(-sum_j u[X_j]) for `u [V] >= 0`: []."""
+        """L(u) = E exp(-sum_j u[X_j]) for `u [k] >= 0`: []."""
         return self.moments(jnp.exp(-u)[None]).value[0]
 
-    def support(self) -> Array | None:
-        """[m] tokens that hold all drafts, or None for the whole vocabulary."""
-        if self.max_support is None or self.max_support >= self.vocab_size:
-            return None
-        return heaviest(self.probs, self.max_support)
+    def joined(self, num_drafts: Array, most: int) -> Self:
+        """The law of another number of drafts, of which there are at most `most`."""
+        raise TypeError(f"{type(self).__name__}: drafts of several nodes do not join")
 
-    def restrict(self, tokens: Array) -> Self:
-        """The same law over `tokens [m]` alone, which hold all drafts."""
-        return self._replace(probs=self.probs[..., tokens], max_support=None)
-
-    def _replace(self, **changes) -> Self:
-        law = object.__new__(type(self))
-        for name in (*self.arrays, *self.static):
-            setattr(law, name, changes.pop(name, getattr(self, name)))
-        if changes:
-            raise TypeError(f"{type(self).__name__} has no {', '.join(changes)}")
-        return law
+    def _hold(self, probs: Array, max_support: int | None, least: int) -> None:
+        """Sets `tokens` and `token_probs` from a row `probs [..., V]`."""
+        self.vocab_size = probs.shape[-1]
+        self.tokens, self.token_probs = held_tokens(probs, max_support, least)
 
     def tree_flatten(self):
         """Children and static part, as `jax.tree_util` wants them."""
@@ -143,69 +181,92 @@ class DraftLaw:
         return law
 
     def __repr__(self) -> str:
-        fields = (f"{name}={getattr(self, name)!r}" for name in self.arrays)
-        options = (f"{name}={getattr(self, name)!r}" for name in self.static)
-        return f"{type(self).__name__}({', '.join((*fields, *options))})"
+        names = (*self.arrays, *self.static)
+        fields = (f"{name}={getattr(self, name)!r}" for name in names)
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+def held_tokens(
+    probs: Array, max_support: int | None, least: int = 1
+) -> tuple[Array | None, Array]:
+    """The tokens that a law on a row holds [k], and their probabilities, normalised.
+
+    What is beyond the `max_support` likeliest is no part of the law, which neither
+    draws it nor counts it: sampler, solver and certificate see the same k tokens.
+
+    Args:
+      probs: [..., V], zeros for what is never drawn.
+      max_support: k at most; None for all V (the tokens are then None).
+      least: k at least, for laws that draw so many different tokens.
+    """
+    if max_support is None or max(max_support, least) >= probs.shape[-1]:
+        return None, normalized(probs)
+    tokens = top_tokens(probs, max(max_support, least))
+    chosen = probs.at[..., tokens].get(mode="promise_in_bounds")
+    return tokens, normalized(chosen)
+
+
+def normalized(probs: Array) -> Array:
+    """`probs [..., k]` divided by their sum."""
+    return probs / blockwise_sum(probs)[..., None]
+
+
+def checked_row(
+    probs: Array, max_support: int | None, num_drafts: int = 1, ndim: int = 1
+) -> Array:
+    """`probs [V]` (or [n, V]) as distributions, wherever values can be seen.
+
+    Raises:
+      ValueError: a row is no distribution, has more tokens above zero than
+        `max_support`, or fewer than `num_drafts`.
+    """
+    probs = as_distribution("probs", probs, ndim)
+    if max_support is not None and not max_support >= 1:
+        raise ValueError(f"max_support: must be at least 1, got {max_support}")
+    if num_drafts > probs.shape[-1]:
+        raise ValueError(
+            f"num_drafts: {num_drafts} different drafts of {probs.shape[-1]} tokens"
+        )
+    if not is_concrete(probs):
+        return probs
+    support = np.sum(np.asarray(probs) > 0, axis=-1)
+    if support.min() < num_drafts:
+        raise ValueError(
+            f"num_drafts: {num_drafts} different drafts, but only {support.min()} "
+            "tokens of probs are above zero"
+        )
+    if max_support is not None and support.max() > max_support:
+        row = "probs" if ndim == 1 else "a row of probs"
+        raise ValueError(
+            f"max_support: {support.max()} tokens of {row} are above zero, more than "
+            f"{max_support}"
+        )
+    return probs
 
 
 def check_num_drafts(num_drafts) -> int:
     """`num_drafts` as an int; ValueError if it is none, or less than 1."""
     if not is_concrete(num_drafts) or np.ndim(num_drafts) != 0:
         raise ValueError(f"num_drafts: expected a Python int, got {num_drafts!r}")
-    if int(num_drafts) != num_drafts or num_drafts < 1:
+    if int(num_drafts) != num_drafts:
+        raise ValueError(f"num_drafts: expected an integer, got {num_drafts!r}")
+    if num_drafts < 1:
         raise ValueError(f"num_drafts: must be at least 1, got {num_drafts}")
     return int(num_drafts)
 
 
-def check_support(probs: Array, num_drafts: int, max_support: int | None) -> None:
-    """ValueError if `probs` has more tokens than promised, or fewer than drafted."""
-    if max_support is not None and not max_support >= 1:
-        raise ValueError(f"max_support: must be at least 1, got {max_support}")
-    if not is_concrete(probs):
-        return
-    support = int(jnp.min(jnp.sum(probs > 0, axis=-1)))
-    if support < num_drafts:
-        raise ValueError(
-            f"num_drafts: {num_drafts} different drafts, but only {support} tokens of "
-            "probs are above zero"
-        )
-    if max_support is not None and support > max_support:
-        raise ValueError(
-            f"max_support: {support} tokens of probs are above zero, more than "
-            f"{max_support}"
-        )
-
-
-def keep_heaviest(probs: Array, max_support: int | None) -> Array:
-    """`probs [V]` normalised, on its `max_support` heaviest tokens alone.
-
-    A promise that traced values break would otherwise make solver and sampler
-    disagree about the law.
-    """
-    if max_support is not None and max_support < probs.shape[-1]:
-        kept = heaviest(probs, max_support)
-        probs = jnp.zeros_like(probs).at[kept].set(probs[kept])
-    return probs / blockwise_sum(probs)
-
-
 def ratio_order(p: Array, q: Array) -> Array:
-    """[V] tokens ordered by q/p descending; those never drafted come last."""
+    """[k] tokens ordered by q/p descending; those never drafted come last."""
     ratio = jnp.where(p > 0, q / jnp.where(p > 0, p, 1), jnp.where(q > 0, jnp.inf, 0))
     return jnp.argsort(-ratio)
 
 
-def mass_beyond(mass: Array) -> Array:
-    """[V + 1] what each prefix of `mass [V]` leaves out, from small sums."""
-    suffix = jnp.cumsum(mass[::-1])[::-1]
-    return jnp.concatenate([suffix, jnp.zeros(1, mass.dtype)])
-
-
 def transform(probs: Array, survive: Array) -> Array:
-    """Phi [..., S] = 1 - sum_i q_i (1 - e_i): what lacks in `probs` survives.
+    """phi [..., S] = 1 - sum_i q_i (1 - e_i): what lacks in `probs` survives.
 
     Args:
-      probs: [..., 1, V].
-      survive: [..., S, V] e.
+      probs: [..., 1, k].
+      survive: [..., S, k] e.
     """
     # Near 1 the first form is the exact one, near 0 the second.
     fallen = blockwise_sum((1 - survive) * probs)
@@ -213,7 +274,7 @@ def transform(probs: Array, survive: Array) -> Array:
 
 
 def no_factors(survive: Array) -> Array:
-    """[0, S, V]."""
+    """[0, S, k]."""
     return jnp.zeros((0, *survive.shape), survive.dtype)
 
 

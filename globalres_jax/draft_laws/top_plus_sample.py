@@ -6,20 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import NO_TOKEN, Array
-from globalres_jax.validation import as_distribution
 from globalres_jax.draft_laws.closed_form import ClosedForm, fixed_and_one
 from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
     check_num_drafts,
-    check_support,
-    keep_heaviest,
-    mass_beyond,
+    checked_row,
     root_scale,
     transform,
 )
 from globalres_jax.numerics.categorical import sample
-from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.numerics.sums import blockwise_sum, mass_beyond
 
 
 class TopPlusSample(DraftLaw):
@@ -29,10 +26,10 @@ class TopPlusSample(DraftLaw):
     Q(H) = r(H) if H holds D, else 0. (Two drafts: SpecHub's pairs, arXiv 2411.05289,
     up to their order.)
 
-    Attributes:
+    Args:
       probs: [V] the draft model's distribution q.
-      num_drafts: n.
-      max_support: at most this many tokens have probability above zero.
+      num_drafts: n, at most V.
+      max_support: the law is on so many likeliest tokens of `probs` (n at least).
 
     Raises:
       ValueError: `probs` is no distribution, `num_drafts < 1`, or fewer than
@@ -42,25 +39,28 @@ class TopPlusSample(DraftLaw):
 
     def __init__(self, probs: Array, num_drafts: int, max_support: int | None = None):
         self.num_drafts = check_num_drafts(num_drafts)
-        probs = as_distribution("probs", probs)
-        check_support(probs, self.num_drafts, max_support)
-        self.probs = keep_heaviest(probs, max_support)
-        self.max_support = max_support
+        probs = checked_row(probs, max_support, self.num_drafts)
+        self._hold(probs, max_support, least=self.num_drafts)
+
+    @property
+    def top_places(self) -> Array:
+        """[n - 1] the fixed drafts, as places among the law's tokens."""
+        return jax.lax.top_k(self.token_probs, self.num_drafts - 1)[1]
 
     @property
     def top(self) -> Array:
-        """[n - 1] the fixed drafts, likeliest first (ties: lowest id first)."""
-        return jax.lax.top_k(self.probs, self.num_drafts - 1)[1]
+        """[n - 1] the fixed drafts, likeliest first."""
+        return self.name_places(self.top_places)
 
     @property
     def fixed(self) -> Array:
-        """[V] bool, the tokens of D."""
-        return jnp.zeros(self.vocab_size, bool).at[self.top].set(True)
+        """[k] bool, the tokens of D."""
+        return jnp.zeros(len(self.token_probs), bool).at[self.top_places].set(True)
 
     @property
     def proposal(self) -> Array:
-        """R [V], the law of the last draft; zero where nothing is left to draw."""
-        left = jnp.where(self.fixed, 0, self.probs)
+        """r [k], the law of the last draft; zero where nothing is left to draw."""
+        left = jnp.where(self.fixed, 0, self.token_probs)
         total = blockwise_sum(left)
         return left / jnp.where(total > 0, total, 1)
 
@@ -69,22 +69,24 @@ class TopPlusSample(DraftLaw):
         proposal = self.proposal
         last = sample(key, proposal)
         last = jnp.where(proposal[last] > 0, last, NO_TOKEN)
-        return jnp.append(self.top, last).astype(jnp.int32)
+        places = jnp.append(self.top_places, last).astype(jnp.int32)
+        return self.name_places(places)
 
     def draft_probability(self, draft_tokens: Array) -> Array:
         """Probability of drawing exactly `draft_tokens [n]`, in this order: []."""
         as_fixed = jnp.all(draft_tokens[:-1] == self.top)
-        return jnp.where(as_fixed, self.proposal[draft_tokens[-1]], 0)
+        last = self.lookup(self.proposal, draft_tokens[-1:])[0]
+        return jnp.where(as_fixed, last, 0)
 
     def containment(self, members: Array) -> Array:
-        """R(H) if H (`members [V]` bool) holds D, else 0."""
+        """r(H) if H (`members [k]` bool) holds D, else 0."""
         inside = jnp.sum(jnp.where(members, self.proposal, 0))
-        return jnp.where(jnp.all(members[self.top]), inside, 0)
+        return jnp.where(jnp.all(members[self.top_places]), inside, 0)
 
     def moments(self, survive: Array) -> Moments:
         """One random count: covariance diag(pi) - pi pi^T, pi = r e / phi_r."""
         proposal = self.proposal
-        held = jnp.prod(survive[:, self.top], axis=1)
+        held = jnp.prod(survive[:, self.top_places], axis=1)
         value = held * transform(proposal[None], survive)
         drawn = held[:, None] * proposal[None] * survive
         mean = value[:, None] * self.fixed[None] + drawn
@@ -103,7 +105,7 @@ class TopPlusSample(DraftLaw):
         return jnp.lexsort((-ratio, ~self.fixed))
 
     def escape(self, order: Array) -> Array:
-        """[V + 1] 1 before D is held, then the mass of r left out."""
+        """[k + 1] 1 before D is held, then the mass of r left out."""
         held = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(self.fixed[order])])
         beyond = mass_beyond(self.proposal[order])
         return jnp.where(held < self.num_drafts - 1, 1, beyond)

@@ -6,22 +6,20 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.validation import as_distribution
 from globalres_jax.draft_laws import clocks
+from globalres_jax.draft_laws.closed_form import ClosedForm, fixed_and_one
 from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
     check_num_drafts,
-    check_support,
-    keep_heaviest,
-    mass_beyond,
+    checked_row,
     no_factors,
     ratio_order,
     root_scale,
     transform,
 )
 from globalres_jax.numerics.categorical import sample_without_replacement
-from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.numerics.sums import blockwise_sum, mass_beyond
 
 #: From these odds q / (1 - q) on, a token is drafted as good as surely.
 _OUTWEIGHS = 300.0
@@ -33,10 +31,10 @@ class WithoutReplacement(DraftLaw):
     Two drafts have L in closed form; for more it is an integral over exponential
     clocks (`clocks.py`).
 
-    Attributes:
+    Args:
       probs: [V] the draft model's distribution q; rounding in its sum is removed.
-      num_drafts: n.
-      max_support: at most this many tokens have probability above zero.
+      num_drafts: n, at most V.
+      max_support: the law is on so many likeliest tokens of `probs` (n at least).
 
     Raises:
       ValueError: `probs` is no distribution, `num_drafts < 1`, or fewer than
@@ -46,10 +44,8 @@ class WithoutReplacement(DraftLaw):
 
     def __init__(self, probs: Array, num_drafts: int, max_support: int | None = None):
         self.num_drafts = check_num_drafts(num_drafts)
-        probs = as_distribution("probs", probs)
-        check_support(probs, self.num_drafts, max_support)
-        self.probs = keep_heaviest(probs, max_support)
-        self.max_support = max_support
+        probs = checked_row(probs, max_support, self.num_drafts)
+        self._hold(probs, max_support, least=self.num_drafts)
 
     @property
     def exact_moments(self) -> bool:
@@ -58,39 +54,48 @@ class WithoutReplacement(DraftLaw):
 
     def sample(self, key: Array) -> Array:
         """Draws the drafts: [n] int32, in the order of drawing."""
-        return sample_without_replacement(key, self.probs, self.num_drafts)
+        n = self.num_drafts
+        return self.name_places(sample_without_replacement(key, self.token_probs, n))
 
     def draft_probability(self, draft_tokens: Array) -> Array:
         """Probability of drawing exactly `draft_tokens [n]`, in this order: []."""
+        own = jnp.arange(self.vocab_size) if self.tokens is None else self.tokens
 
         def draw(left, token):
             total = jnp.sum(left)
-            chance = left[token] / jnp.where(total > 0, total, 1)
-            return left.at[token].set(0), chance
+            chance = self.lookup(left, token[None])[0]
+            chance = chance / jnp.where(total > 0, total, 1)
+            return jnp.where(own == token, 0, left), chance
 
-        return jnp.prod(jax.lax.scan(draw, self.probs, draft_tokens)[1])
+        return jnp.prod(jax.lax.scan(draw, self.token_probs, draft_tokens)[1])
 
     def containment(self, members: Array) -> Array:
-        """Q(H) for `members [V]` bool."""
+        """Q(H) for `members [k]` bool."""
         order = jnp.argsort(~members)
         return 1 - self.escape(order)[jnp.sum(members)]
 
     def moments(self, survive: Array) -> Moments:
         """Exact for n <= 2; for n >= 3 exact but for the covariance."""
         if self.num_drafts == 1:
-            return _one_draft(self.probs[None], survive)
+            return _one_draft(self.token_probs[None], survive)
         if self.num_drafts == 2:
-            return _two_drafts(self.probs[None], survive)
-        value, mean = clocks.laplace(self.probs, self.num_drafts, survive)
+            return _two_drafts(self.token_probs[None], survive)
+        value, mean = clocks.laplace(self.token_probs, self.num_drafts, survive)
         return _fixed_size(value, mean)
+
+    def closed_form(self, p: Array) -> ClosedForm | None:
+        """The optimal race for one draft, None for more."""
+        if self.num_drafts > 1:
+            return None
+        return fixed_and_one(p, jnp.zeros(p.shape, bool), self.token_probs)
 
     def subset_order(self, p: Array) -> Array:
         """By q/p descending."""
-        return ratio_order(p, self.probs)
+        return ratio_order(p, self.token_probs)
 
     def escape(self, order: Array) -> Array:
-        """[V + 1] 1 - Q(H) for the prefixes H."""
-        q = self.probs[order]
+        """[k + 1] 1 - Q(H) for the prefixes H."""
+        q = self.token_probs[order]
         if self.num_drafts == 1:
             return mass_beyond(q)
         if self.num_drafts == 2:
@@ -102,7 +107,7 @@ class WithoutReplacement(DraftLaw):
 
 
 def _others(weight: Array) -> Array:
-    """Sum of all others [..., V], exact also for a token that outweighs them."""
+    """Sum of all others [..., k], exact also for a token that outweighs them."""
     total = blockwise_sum(weight)[..., None]
     heaviest = jnp.argmax(weight, axis=-1, keepdims=True)
     place = jax.lax.broadcasted_iota(heaviest.dtype, weight.shape, weight.ndim - 1)

@@ -1,90 +1,141 @@
-"""Drafting: grow a token tree with the draft model, keeping q at every node."""
+"""Drafts from a model: grow a token tree, one call a level."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from globalres_jax.base import Array, Cache, Model
+from globalres_jax.base import (
+    Array,
+    Cache,
+    DraftPolicy,
+    Emitted,
+    Model,
+    Proposal,
+)
+from globalres_jax.cache import prefill
+from globalres_jax.drafters.nothing import last_emitted, last_token
 from globalres_jax.tree import TokenTree, tree_mask
 
 
-class DraftedTree(NamedTuple):
-    """Tokens of a tree and the laws they were drawn from.
+class ModelState(NamedTuple):
+    """What a model has read of each row.
 
     Attributes:
-      tokens: [B, N] token at each node; node 0 holds the root.
-      q: [B, I, V] the draft distribution at each internal node: its children are
-        drawn from exactly this.
-      cache: the draft model's cache; node v lies in slot `base + v` (the last
-        level was never fed).
+      cache: all of the text but its last token, except perhaps `previous`.
+      previous: [B] the last token but one. It is fed again: where a whole path was
+        accepted, its last token was drafted but never read.
+      root: [B] the last token.
     """
 
-    tokens: Array
-    q: Array
     cache: Cache
+    previous: Array
+    root: Array
 
 
-def draft_tree(
-    keys: Array,
-    draft: Model,
-    cache: Cache,
-    previous: Array,
-    root: Array,
-    tree: TokenTree,
-    law: Callable[..., Any],
-    to_probabilities: Callable[[Array], Array],
-) -> DraftedTree:
-    """Draws a token tree, one model call a level.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ModelDrafter:
+    """Drafts drawn from a model's own next-token distributions.
+
+    Attributes:
+      model: cheaper than the target, over the same vocabulary.
+    """
+
+    model: Model
+
+    def check(self, tree: TokenTree, vocab_size: int) -> None:
+        """ValueError if the vocabularies differ."""
+        del tree
+        if self.model.vocab_size != vocab_size:
+            raise ValueError(
+                f"draft: has {self.model.vocab_size} tokens, the target {vocab_size}; "
+                "they must share one vocabulary"
+            )
+
+    def start(self, prompts: Array, lengths: Array, capacity: int) -> ModelState:
+        """Reads all but the last token of each prompt."""
+        return ModelState(
+            prefill(self.model, prompts, lengths, capacity),
+            last_token(prompts, lengths, back=2),
+            last_token(prompts, lengths),
+        )
+
+    def propose(
+        self, keys: Array, state: ModelState, tree: TokenTree, policy: DraftPolicy
+    ) -> tuple[Proposal, ModelState]:
+        """Draws a tree, one model call a level; node v lies in slot `base + v`."""
+        model, base = self.model, state.cache.length
+        logits, cache = self._read_root(state)
+        tokens, laws = [state.root[:, None]], []
+        keys = jax.vmap(lambda key: tuple(jax.random.split(key, tree.depth)))(keys)
+        for level in range(tree.depth):
+            drawn, level_laws = _draw_level(keys[level], tree, level, logits, policy)
+            tokens.append(drawn)
+            laws += level_laws
+            if level + 1 < tree.depth:
+                nodes = tree.levels[level + 1]
+                positions = jnp.broadcast_to(base[:, None] + level + 1, drawn.shape)
+                mask = tree_mask(tree, nodes, base, cache.capacity)
+                logits, cache = model.apply(model.params, drawn, positions, cache, mask)
+        state = state._replace(cache=cache.with_length(base))
+        return Proposal(jnp.concatenate(tokens, 1), tuple(laws)), state
+
+    def commit(self, state: ModelState, emitted: Emitted) -> ModelState:
+        """Keeps the path that became text."""
+        base = state.cache.length
+        previous = jnp.where(emitted.count > 0, state.root, state.previous)
+        return ModelState(
+            state.cache.keep_path(base, emitted.node[:, 1:], emitted.count),
+            last_emitted(emitted, previous, back=2),
+            last_emitted(emitted, state.root),
+        )
+
+    def _read_root(self, state: ModelState) -> tuple[Array, Cache]:
+        """Logits [B, 1, V] after the root."""
+        base, capacity = state.cache.length, state.cache.capacity
+        rows = jnp.stack([jnp.zeros_like(base), jnp.ones_like(base)], axis=1)
+        place = base[:, None] - 1 + rows
+        logits, cache = self.model.apply(
+            self.model.params,
+            jnp.stack([state.previous, state.root], axis=1),
+            jnp.maximum(place, 0),
+            state.cache.with_length(base - 1),
+            jnp.arange(capacity)[None, None, :] <= place[:, :, None],
+        )
+        return logits[:, 1:], cache
+
+
+def _draw_level(
+    keys: Array, tree: TokenTree, level: int, logits: Array, policy: DraftPolicy
+) -> tuple[Array, list]:
+    """The tokens of the level below, and the laws of its sibling groups.
 
     Args:
-      keys: [B] one key a row.
-      draft: the draft model.
-      cache: its cache, all committed tokens in it except perhaps the last one.
-      previous: [B] the last committed token. It is fed again: where a whole path
-        was accepted, its last token was drafted but never read.
-      root: [B] the last emitted token, not yet in the cache.
-      tree: shape of the tree, at least one level deep.
-      law: `law(q, num_drafts)`, of which the children of a node are a sample.
-      to_probabilities: logits to the distribution that is sampled.
-
-    Returns:
-      A `DraftedTree`; the cache's committed length is unchanged plus the tree.
+      keys: [B].
+      tree: shape of the tree.
+      level: of the nodes whose children are drawn.
+      logits: [B, W, V] after all W nodes of that level.
+      policy: how to draw from them.
     """
-    base = cache.length
-    capacity = cache.capacity
-    rows = jnp.stack([jnp.zeros_like(base), jnp.ones_like(base)], axis=1)
-    start = base[:, None] - 1 + rows
-    seen = jnp.arange(capacity)[None, None, :] <= start[:, :, None]
-    logits, cache = draft.apply(
-        draft.params,
-        jnp.stack([previous, root], axis=1),
-        jnp.maximum(start, 0),
-        cache._replace(length=base - 1),
-        seen,
-    )
-    logits = logits[:, 1:]
-    tokens, q = [root[:, None]], []
-    level_keys = jax.vmap(lambda key: tuple(jax.random.split(key, tree.depth)))(keys)
-
-    def children(key: Array, q_level: Array, num_children: int) -> Array:
-        """[W * num_children] tokens below the W nodes of a level of one row."""
-        node_keys = jax.random.split(key, q_level.shape[0])
-        drawn = jax.vmap(lambda k, row: law(row, num_children).sample(k))
-        return drawn(node_keys, q_level).reshape(-1)
-
-    for level, num_children in enumerate(tree.branching):
-        q.append(to_probabilities(logits))
-        drawn = jax.vmap(children, in_axes=(0, 0, None))(
-            level_keys[level], q[-1], num_children
+    members = tree.levels[level]
+    first_child = tree.levels[level + 1][0]
+    tokens = jnp.zeros((len(logits), len(tree.levels[level + 1])), jnp.int32)
+    node_keys = jax.vmap(lambda key: jax.random.split(key, len(members)))(keys)
+    laws = []
+    for group in tree.groups:
+        if group.level != level:
+            continue
+        places = group.nodes - members[0]
+        # All of a level is no selection, which XLA would make a copy of.
+        rows = logits if len(places) == len(members) else logits[:, places]
+        law = policy.law(rows, level, group.num_children)
+        drawn = jax.vmap(jax.vmap(lambda one, key: one.sample(key)))(
+            law, node_keys[:, places]
         )
-        tokens.append(drawn)
-        if level + 1 < tree.depth:
-            nodes = tree.levels[level + 1]
-            positions = jnp.broadcast_to(base[:, None] + level + 1, drawn.shape)
-            mask = tree_mask(tree, nodes, base, capacity)
-            logits, cache = draft.apply(draft.params, drawn, positions, cache, mask)
-    return DraftedTree(jnp.concatenate(tokens, 1), jnp.concatenate(q, 1), cache)
+        tokens = tokens.at[:, group.children - first_child].set(drawn)
+        laws.append(law)
+    return tokens, laws

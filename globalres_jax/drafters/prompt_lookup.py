@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from globalres_jax.base import Array
+from globalres_jax.base import Array, DraftPolicy, Emitted, Proposal
 from globalres_jax.cache import write_slots
+from globalres_jax.draft_laws import Deterministic
 from globalres_jax.tree import TokenTree
+
+
+class History(NamedTuple):
+    """The text of each row.
+
+    Attributes:
+      text: [B, S] tokens, anything beyond `length`.
+      length: [B] tokens of each row, the last one included.
+    """
+
+    text: Array
+    length: Array
 
 
 @jax.tree_util.register_static
@@ -19,7 +33,7 @@ class PromptLookup:
 
     The longest of the last `max_ngram`, ..., 1 tokens that occurred before counts;
     where none did, the last token is repeated. Given the text the draft is certain,
-    so its law is a point mass, and verification is as lossless as with any other.
+    so its law is `Deterministic`, and verification is as lossless as with any other.
     Takes the place of a draft model in `generate`; it drafts a single path.
 
     Attributes:
@@ -32,26 +46,48 @@ class PromptLookup:
         if self.max_ngram < 1:
             raise ValueError(f"max_ngram: must be at least 1, got {self.max_ngram}")
 
-    def check(self, tree: TokenTree) -> None:
+    def check(self, tree: TokenTree, vocab_size: int) -> None:
         """ValueError if the tree is not a single path."""
-        if any(width > 1 for width in tree.branching):
+        del vocab_size
+        if max(map(len, tree.levels)) > 1:
             raise ValueError(
                 "num_drafts: prompt lookup drafts one path, so 1 is allowed, got a "
-                f"tree with branching {tree.branching}"
+                f"tree with levels of {[len(level) for level in tree.levels]} nodes"
             )
 
-    def history(self, prompts: Array, capacity: int) -> Array:
-        """[B, capacity] the text so far, from `prompts [B, P]`."""
+    def start(self, prompts: Array, lengths: Array, capacity: int) -> History:
+        """The prompts [B, P], with room for `capacity` tokens."""
         width = prompts.shape[1]
-        return jnp.pad(prompts, ((0, 0), (0, capacity - width)))
+        return History(jnp.pad(prompts, ((0, 0), (0, capacity - width))), lengths)
 
-    def draft(self, history: Array, length: Array, num_tokens: int) -> Array:
-        """[B, num_tokens] proposals after the first `length [B]` tokens of each row."""
-        return jax.vmap(lambda text, size: self._draft_row(text, size, num_tokens))(
-            history, length
-        )
+    def propose(
+        self, keys: Array, state: History, tree: TokenTree, policy: DraftPolicy
+    ) -> tuple[Proposal, History]:
+        """A path that the text makes certain; the keys are not used."""
+        del keys
+        guess = jax.vmap(lambda *row: self.continuation(*row, tree.depth))(*state)
+        root = jnp.take_along_axis(state.text, state.length[:, None] - 1, axis=1)
+        tokens = jnp.concatenate([root, guess], axis=1)
 
-    def _draft_row(self, text: Array, length: Array, num_tokens: int) -> Array:
+        def certain(token: Array) -> Deterministic:
+            return Deterministic(token[None], policy.vocab_size)
+
+        laws = [
+            jax.vmap(jax.vmap(certain))(guess[:, level : level + 1])
+            for level in range(tree.depth)
+        ]
+        return Proposal(tokens, tuple(laws)), state
+
+    def commit(self, state: History, emitted: Emitted) -> History:
+        """The text with what was emitted behind it."""
+        index = jnp.arange(emitted.tokens.shape[1])[None]
+        kept = index < emitted.count[:, None]
+        slots = jnp.where(kept, state.length[:, None] + index, state.text.shape[1])
+        text = write_slots(state.text, slots, emitted.tokens)
+        return History(text, state.length + emitted.count)
+
+    def continuation(self, text: Array, length: Array, num_tokens: int) -> Array:
+        """[num_tokens] what the first `length []` tokens of `text [S]` foretell."""
         place = jnp.arange(text.shape[0])
         last = length - 1
         # matched[i]: how many tokens up to i equal those up to the last one.
@@ -66,8 +102,3 @@ class PromptLookup:
         found = best + 1 + jnp.arange(num_tokens) % period
         repeat = jnp.broadcast_to(text[last], (num_tokens,))
         return jnp.where(matched[best] > 0, text[jnp.minimum(found, last)], repeat)
-
-    def extend(self, history: Array, base: Array, tokens: Array) -> Array:
-        """The text with `tokens [B, T]` after the one at `base [B]`."""
-        slots = base[:, None] + 1 + jnp.arange(tokens.shape[1])[None]
-        return write_slots(history, slots, tokens)

@@ -46,3 +46,9 @@ def running_sums(rows: Array) -> Array:
     else:
         before = product(totals, np.tri(above, k=-1, dtype=rows.dtype).T)
     return before[..., None] + within
+
+
+def mass_beyond(mass: Array) -> Array:
+    """[k + 1] what each prefix of `mass [k]` leaves out, from small sums."""
+    suffix = jnp.cumsum(mass[::-1])[::-1]
+    return jnp.concatenate([suffix, jnp.zeros(1, mass.dtype)])

@@ -18,7 +18,7 @@ from globalres_jax.numerics.sums import running_sums
 _BITS = 32
 
 
-def heaviest(mass: Array, size: int) -> Array:
+def top_tokens(mass: Array, size: int) -> Array:
     """[size] different tokens with the largest `mass [V] >= 0`, in no certain order.
 
     Args:

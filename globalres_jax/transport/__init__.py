@@ -1,0 +1,1 @@
+"""The optimal transport problem of one position, its dual and its solvers."""

@@ -1,41 +1,33 @@
-"""The Hessian of the race dual, and how to solve with it.
+"""The Hessian of a race's dual, and how to solve with it.
 
-It is diagonal minus a low rank, one row for each node of a quadrature.
+It is a diagonal plus a matrix of low rank, one row (or a few) for each node of the
+quadrature, so that a Newton step is one factorisation of the smaller side.
 """
 
 from __future__ import annotations
 
-from functools import partial, singledispatch
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.transport.iid_race import (
-    RaceProblem,
-    power_of_phi,
-    quadrature,
-    survival,
-)
 from globalres_jax.numerics.sums import product
 
-#: It is integrated on every second node of the coarse grid, to about 2 %.
-_STRIDE = 2
 
-
-class Curvature(NamedTuple):
-    """Pick law and Hessian of the dual, `diag(diagonal) - factors.T @ factors`.
+class NodeCurvature(NamedTuple):
+    """Pick law and Hessian of i.i.d. drafts, `diag(diagonal) - factors^T factors`.
 
     The factors have one row per quadrature node and are kept as a scaled matrix,
-    since reading and writing [S, V] numbers is most of what an iteration costs.
+    since reading and writing [S, k] numbers is most of what an iteration costs.
 
     Attributes:
-      pick: [V] beta.
-      diagonal: [V].
-      survive: [S, V] exp(-t w).
+      pick: [k] beta.
+      diagonal: [k].
+      survive: [S, k] exp(-t w).
       node_scale: [S].
-      token_scale: [V].
+      token_scale: [k].
     """
 
     pick: Array
@@ -46,13 +38,13 @@ class Curvature(NamedTuple):
 
     @property
     def factors(self) -> Array:
-        """[S, V] the low-rank part of the Hessian."""
+        """[S, k] the low-rank part of the Hessian."""
         return self.node_scale[:, None] * self.survive * self.token_scale[None, :]
 
     def solve_scaled(self, root: Array, right: Array) -> Array:
         """`(I - F^T F)^-1 right` for the factors F, their columns scaled by `root`.
 
-        One Cholesky factorisation of the smaller side: V by V as it stands, or S by S
+        One Cholesky factorisation of the smaller side: k by k as it stands, or S by S
         by Woodbury, (I - F^T F)^-1 = I + F^T (I - F F^T)^-1 F.
         """
         nodes, survive = self.node_scale, self.survive
@@ -66,37 +58,49 @@ class Curvature(NamedTuple):
         return right + tokens * product(nodes * inner, survive)
 
 
-@singledispatch
-def curvature(problem: RaceProblem, weights: Array) -> Curvature:
-    """Pick law and Hessian of the dual, for `weights [V]`.
+class FactorCurvature(NamedTuple):
+    """Pick law and Hessian `diag(diagonal) - plus^T plus + minus^T minus`, any drafts.
 
-    With x = t w: beta = sum_s c_s q x exp(-x) / t_s, and the factors have rows
-    sqrt(C_s) q x exp(-x), on every second node only: the Hessian may err a little.
-    Its row sums may not: they are what a common factor of all weights does to beta,
-    sum_s c_s q x exp(-x). With them exact and all entries off the diagonal negative it
-    is positive semidefinite whatever the nodes.
+    Attributes:
+      pick: [k] beta.
+      diagonal: [k].
+      plus: [A, k].
+      minus: [B, k].
+      coupling: [k, k] the Hessian off its diagonal, where it was worth computing
+        without factors, else None.
     """
-    n = problem.num_drafts
-    nodes, measure = quadrature(weights.dtype, "coarse")
-    survive, fallen = survival(problem.q, weights, nodes)
-    scale = n * measure * power_of_phi(fallen, n - 1)
-    first, second = product(jnp.stack([scale, scale * nodes]), survive)
-    token_scale = problem.q * weights
 
-    some = slice(None, None, _STRIDE)
-    spacing = _STRIDE * measure[some]
-    survive = survive[some]
-    # At n = 1 the power is phi ** -1 times zero.
-    power = power_of_phi(fallen[some], jnp.maximum(n - 2, 0))
-    squared = n * (n - 1) * spacing * nodes[some] * power
-    others = product(squared * product(survive, token_scale), survive)
-    return Curvature(
-        pick=token_scale * first,
-        diagonal=token_scale * (second + others),
-        survive=survive,
-        node_scale=jnp.sqrt(squared),
-        token_scale=token_scale,
-    )
+    pick: Array
+    diagonal: Array
+    plus: Array
+    minus: Array
+    coupling: Array | None = None
+
+    def solve_scaled(self, root: Array, right: Array) -> Array:
+        """`(I - R (plus^T plus - minus^T minus) R)^-1 right`, R = diag(root)."""
+        if self.coupling is not None:
+            gram = -root[:, None] * self.coupling * root[None]
+            return solve_identity_minus(gram, right)
+        plus, minus = self.plus * root[None], self.minus * root[None]
+        if len(root) <= len(plus) + len(minus):
+            gram = product(plus.T, plus) - product(minus.T, minus)
+            return solve_identity_minus(gram, right)
+
+        def shrink(x: Array) -> Array:
+            """(I + B^T B)^-1 x by Woodbury, for the columns of x, B = minus."""
+            if len(minus) == 0:
+                return x
+            inner = solve_identity_minus(-product(minus, minus.T), product(minus, x))
+            return x - product(minus.T, inner)
+
+        # And once more: (G - A^T A)^-1 = G^-1 + G^-1 A^T (I - A G^-1 A^T)^-1 A G^-1.
+        columns = shrink(jnp.concatenate([right[:, None], plus.T], axis=1))
+        start, spread = columns[:, 0], columns[:, 1:]
+        middle = solve_identity_minus(product(plus, spread), product(plus, start))
+        return start + product(spread, middle)
+
+
+Curvature = NodeCurvature | FactorCurvature
 
 
 def solve_identity_minus(gram: Array, right: Array) -> Array:
@@ -104,7 +108,7 @@ def solve_identity_minus(gram: Array, right: Array) -> Array:
 
     Args:
       gram: [m, m] symmetric.
-      right: [m] or [m, k].
+      right: [m] or [m, c].
     """
     system = jnp.eye(gram.shape[0], dtype=gram.dtype) - gram
     factor = jax.lax.linalg.cholesky(system, symmetrize_input=False)

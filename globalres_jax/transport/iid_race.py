@@ -1,24 +1,19 @@
-"""The race: exponential weights on the drafts, and the law of what they pick.
+"""The race of n i.i.d. drafts from q.
 
-Token i gets weight w_i, a reject slot weight 1, and slot j is picked with probability
-w[x_j] / (1 + sum_k w[x_k]). With log(1 + S) = int exp(-t) (1 - exp(-t S)) / t dt all
-expectations over the drafts become one-dimensional integrals of the draft law's
-Laplace functional L; for n i.i.d. drafts L(t w) = phi(t)^n with
-phi(t) = sum_i q_i exp(-t w_i), and
+With log(1 + S) = int exp(-t) (1 - exp(-t S)) / t dt, expectations over the drafts are
+one-dimensional integrals of E exp(-t sum_j w[X_j]) = phi(t)^n with
+phi(t) = sum_i q_i exp(-t w_i), w = exp(a):
 
-    Phi(a)     = int exp(-t) (1 - phi^n) / t dt - p.a,       w = exp(a)
-    beta_i     = n int exp(-t) phi^(n-1) q_i w_i exp(-t w_i) dt   (pick law)
-    d Phi/d a  = beta - p
+    Phi(a)     = int exp(-t) (1 - phi^n) / t dt - p.a
+    beta_i     = n int exp(-t) phi^(n-1) q_i w_i exp(-t w_i) dt
+    dPhi/da    = beta - p
 
 Draft mass that the arrays given here lack, `1 - sum(q)`, has weight zero: it stays in
-phi, which is why phi is formed as 1 - sum_i q_i (1 - exp(-t w_i)). See Khisti et al.,
-arXiv 2410.18234, for the decomposition, and Thomas & Pal, arXiv 2511.15898, for the
-convex problem.
+phi, which is why phi is formed as 1 - sum_i q_i (1 - exp(-t w_i)).
 """
 
 from __future__ import annotations
 
-from functools import singledispatch
 from typing import NamedTuple
 
 import jax
@@ -26,32 +21,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
+from globalres_jax.numerics.powers import power_of_rest
 from globalres_jax.numerics.sums import blockwise_sum, product
+from globalres_jax.transport.hessian import NodeCurvature
+from globalres_jax.transport.quadrature import quadrature
+from globalres_jax.transport.subset_selection import optimal_threshold
 
-#: Upper bound A of the log-weights. A token at the bound beats every other one; the
-#: acceptance given up is about exp(-(A - largest inner log-weight)).
-LOG_WEIGHT_BOUND = 24.0
-#: Log-weight that stands for weight zero where an optimizer needs a finite number.
-LOG_WEIGHT_FLOOR = -80.0
-
-#: Step, margin below -A and upper end of the quadratures in s = log t.
-_GRIDS = {"fine": (0.55, 11.0, 3.0), "coarse": (0.65, 10.0, 2.7)}
-_FLOAT64_GRID = (0.3, 17.0, 3.7)
-#: Larger vocabularies are integrated this many tokens at a time.
+#: More tokens than this are integrated so many at a time, within a CPU's cache.
 _BLOCK = 8192
+#: Sums over more tokens than this in one matrix product lose digits in float32.
 _CHUNK = 1024
+#: The Hessian is integrated on every second node of the coarse grid, to about 2 %.
+_STRIDE = 2
 
 
-class RaceProblem(NamedTuple):
-    """One transport problem on the tokens that can be drafted.
+class IIDRace(NamedTuple):
+    """A `Race` of i.i.d. drafts.
 
     Attributes:
-      p: [V] target probabilities of these tokens (may sum to less than 1).
-      q: [V] draft probabilities of these tokens.
-      num_drafts: [] number of i.i.d. drafts, in the dtype of `p`.
-      excess: [] Q(H*) - p(H*), so that no rule accepts more than 1 - excess.
+      p: [k] target probabilities of these tokens (may sum to less than 1).
+      q: [k] draft probabilities of these tokens.
+      num_drafts: [] n, in the dtype of `p`.
+      excess: [] Q(H*) - p(H*).
       missing: [] 1 - sum(p), target probability that no draft can serve.
-      outside_q: [] draft mass that `q` lacks and that no set H holds.
     """
 
     p: Array
@@ -59,122 +51,113 @@ class RaceProblem(NamedTuple):
     num_drafts: Array
     excess: Array
     missing: Array
-    outside_q: Array
+
+    def pick_law(self, weights: Array) -> Array:
+        """Beta [k]: the probability that each token is picked, for `weights [k]`."""
+        return pick_and_fall(self, weights)[0]
+
+    def curvature(self, weights: Array) -> NodeCurvature:
+        """Pick law and Hessian of the dual, for `weights [k]`.
+
+        With x = t w: beta = sum_s c_s q x exp(-x) / t_s, and the factors have rows
+        sqrt(C_s) q x exp(-x), on every second node only: the Hessian may err a little.
+        Its row sums may not: they are what a common factor of all weights does to
+        beta, sum_s c_s q x exp(-x). With them exact and all entries off the diagonal
+        negative it is positive semidefinite whatever the nodes.
+        """
+        n = self.num_drafts
+        nodes, measure = quadrature(weights.dtype, "coarse")
+        survive, fallen = survival(self.q, weights, nodes)
+        scale = n * measure * power_of_rest(fallen, n - 1)
+        first, second = product(jnp.stack([scale, scale * nodes]), survive)
+        token_scale = self.q * weights
+
+        some = slice(None, None, _STRIDE)
+        spacing = _STRIDE * measure[some]
+        survive = survive[some]
+        # At n = 1 the power is phi ** -1 times zero.
+        power = power_of_rest(fallen[some], jnp.maximum(n - 2, 0))
+        squared = n * (n - 1) * spacing * nodes[some] * power
+        others = product(squared * product(survive, token_scale), survive)
+        return NodeCurvature(
+            pick=token_scale * first,
+            diagonal=token_scale * (second + others),
+            survive=survive,
+            node_scale=jnp.sqrt(squared),
+            token_scale=token_scale,
+        )
+
+    def dual_objective(self, log_weights: Array) -> Array:
+        """Phi(a) of the race dual; its gradient is `pick_law - p`."""
+        nodes, measure = quadrature(log_weights.dtype)
+        eps = jnp.finfo(log_weights.dtype).eps
+        # 1 - phi^n without cancellation where phi is close to 1.
+        fall = -jnp.expm1(-nodes[:, None] * jnp.exp(log_weights)[None, :])
+        fallen = blockwise_sum(fall * self.q[None, :])
+        survived = self.num_drafts * jnp.log1p(-jnp.minimum(fallen, 1 - eps))
+        integral = jnp.sum(measure / nodes * -jnp.expm1(survived))
+        return integral - jnp.sum(jnp.where(self.p > 0, self.p * log_weights, 0))
+
+    def best_excess(self, log_weights: Array) -> Array:
+        """Q(H*) - p(H*): the sweep over prefixes in q/p has found the best set."""
+        del log_weights
+        return self.excess
 
 
-def quadrature(dtype, grid: str = "fine") -> tuple[np.ndarray, np.ndarray]:
-    """Nodes t [S], descending, and weights: `sum_s weights f(t) ~ int exp(-t) f(t) dt`.
-
-    The trapezoid rule in s = log t. Every integrand here is analytic in the strip
-    |Im s| < pi/2; for the narrowest, x exp(-x) with x = t w, step h errs by
-    2 |Gamma(1 + 2 pi i / h)|: 3e-7 at 0.55, 4e-6 at 0.65, 3e-13 at 0.3.
-    Below the last node integrands fall like exp(s); that geometric tail is folded into
-    the last weight, with an error of order n^2 exp(-2 margin) for a margin below -A.
+def iid_race(
+    p: Array, q: Array, num_drafts: Array, missing: Array
+) -> tuple[IIDRace, Array]:
+    """The race of i.i.d. drafts, and its subset H* [k] bool.
 
     Args:
-      dtype: float32 or float64.
-      grid: "fine" for what decides the output law; "coarse" for a solver's iterations,
-        to a gap of 3e-6 in float32.
+      p: [k] target probabilities.
+      q: [k] draft probabilities.
+      num_drafts: [] n.
+      missing: [] target probability that no draft can serve.
     """
-    step, margin, top = _GRIDS[grid] if dtype == jnp.float32 else _FLOAT64_GRID
-    nodes = np.exp(np.arange(-(LOG_WEIGHT_BOUND + margin), top, step))[::-1]
-    weights = step * nodes * np.exp(-nodes)
-    weights[-1] /= 1 - np.exp(-step)
-    return nodes.astype(dtype), weights.astype(dtype)
+    best = optimal_threshold(p, q, num_drafts, missing)
+    return IIDRace(p, q, num_drafts, best.excess, missing), best.members
 
 
-def race_weights(problem: RaceProblem, log_weights: Array) -> Array:
-    """W = exp(a), and zero for tokens that the target never emits: [V]."""
-    return jnp.where(problem.p > 0, jnp.exp(log_weights), 0)
-
-
-def power_of_phi(fallen: Array, exponent: Array) -> Array:
-    """`(1 - fallen) ** exponent`, exact to rounding for small `fallen`, 0 ** 0 = 1.
-
-    Raising phi itself would multiply its rounding error by n.
-    """
-    logarithm = jnp.log1p(-jnp.minimum(fallen, 1 - jnp.finfo(fallen.dtype).eps))
-    return jnp.exp(exponent * logarithm)
-
-
-def survival(q: Array, weights: Array, nodes: Array) -> tuple[Array, Array]:
-    """exp(-t w) [S, V], and 1 - phi [S] from small numbers."""
+def survival(q: Array, weights: Array, nodes: np.ndarray) -> tuple[Array, Array]:
+    """exp(-t w) [S, k], and 1 - phi [S] from small numbers."""
     survive = jnp.exp(-nodes[:, None] * weights[None, :])
-    # Longer products lose digits; blockwise sums cost a CPU twice as much.
+    # Blockwise sums are exact, too, but cost a CPU twice as much.
     starts = range(0, len(q), _CHUNK)
     chunks = [slice(start, start + _CHUNK) for start in starts]
     return survive, sum(product(1 - survive[:, c], q[c]) for c in chunks)
 
 
-@singledispatch
-def pick_law(problem: RaceProblem, weights: Array) -> Array:
-    """Beta [V]: the probability that each token is picked, for `weights [V]`."""
-    return pick_and_fall(problem, weights)[0]
-
-
 def pick_and_fall(
-    problem: RaceProblem, weights: Array, grid: str = "fine"
+    race: IIDRace, weights: Array, grid: str = "fine"
 ) -> tuple[Array, Array]:
-    """The pick law beta [V] of i.i.d. drafts; 1 - phi [S] at the nodes of a grid."""
-    n = problem.num_drafts
-    nodes, measure = quadrature(weights.dtype, grid)
+    """The pick law beta [k], and 1 - phi [S] at the nodes of a grid."""
+    nodes, _ = quadrature(weights.dtype, grid)
     if len(weights) <= _BLOCK:
-        survive, fallen = survival(problem.q, weights, nodes)
-        scale = n * measure * power_of_phi(fallen, n - 1)
-        return problem.q * weights * product(scale, survive), fallen
+        survive, fallen = survival(race.q, weights, nodes)
+        scale = node_scale(race.num_drafts, fallen, grid)
+        return race.q * weights * product(scale, survive), fallen
 
-    # In blocks: [S, V] numbers would be written and read, and may not fit.
+    # In blocks: [S, k] numbers would be written and read, and may not fit.
     padding = -len(weights) % _BLOCK
     blocks = jnp.pad(weights, (0, padding)).reshape(-1, _BLOCK)
-    q_blocks = jnp.pad(problem.q, (0, padding)).reshape(-1, _BLOCK)
+    q_blocks = jnp.pad(race.q, (0, padding)).reshape(-1, _BLOCK)
     falls = jax.lax.map(lambda block: survival(*block, nodes)[1], (q_blocks, blocks))
     fallen = blockwise_sum(falls.T)
-    scale = n * measure * power_of_phi(fallen, n - 1)
+    scale = node_scale(race.num_drafts, fallen, grid)
     shares = jax.lax.map(
         lambda block: product(scale, jnp.exp(-nodes[:, None] * block[None])), blocks
     )
-    return problem.q * weights * shares.reshape(-1)[: len(weights)], fallen
+    return race.q * weights * shares.reshape(-1)[: len(weights)], fallen
 
 
-@jax.custom_jvp
-def as_pick_law(pick: Array, problem: RaceProblem, weights: Array) -> Array:
-    """`pick [V]`, known to be `pick_law(problem, weights)`, with its derivatives."""
-    del problem, weights
-    return pick
-
-
-@as_pick_law.defjvp
-def _(primals, tangents):
-    _, tangent = jax.jvp(pick_law, primals[1:], tangents[1:])
-    return primals[0], tangent
-
-
-@singledispatch
-def optimal_excess(problem: RaceProblem, log_weights: Array) -> Array:
-    """Largest Q(H) - p(H) known, given log-weights near the optimum: []."""
-    del log_weights
-    return problem.excess
-
-
-def rejection_rate(p: Array, pick: Array, missing: Array) -> Array:
-    """1 - sum_i min(beta_i, p_i) from small numbers: [].
+def node_scale(num_drafts: Array, fallen: Array, grid: str) -> Array:
+    """[S] n phi^(n-1) exp(-t) dt: beta_i = q_i sum_s node_scale_s w_i exp(-t_s w_i).
 
     Args:
-      p: [V] target probabilities.
-      pick: [V] beta.
-      missing: [] 1 - sum(p).
+      num_drafts: [] n.
+      fallen: [S] 1 - phi at the nodes of the grid.
+      grid: "fine" or "coarse".
     """
-    return blockwise_sum(jnp.maximum(p - pick, 0)) + missing
-
-
-@singledispatch
-def dual_objective(problem: RaceProblem, log_weights: Array) -> Array:
-    """Phi(a) of the race dual; its gradient is `pick_law - p`."""
-    nodes, measure = quadrature(log_weights.dtype)
-    eps = jnp.finfo(log_weights.dtype).eps
-    # 1 - phi^n without cancellation where phi is close to 1.
-    fall = -jnp.expm1(-nodes[:, None] * jnp.exp(log_weights)[None, :])
-    fallen = blockwise_sum(fall * problem.q[None, :])
-    survived = problem.num_drafts * jnp.log1p(-jnp.minimum(fallen, 1 - eps))
-    integral = jnp.sum(measure / nodes * -jnp.expm1(survived))
-    return integral - jnp.sum(jnp.where(problem.p > 0, problem.p * log_weights, 0))
+    _, measure = quadrature(fallen.dtype, grid)
+    return num_drafts * measure * power_of_rest(fallen, num_drafts - 1)

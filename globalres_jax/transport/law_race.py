@@ -1,9 +1,10 @@
-"""The race for any draft law, through the moments of its Laplace functional.
+"""The race of any draft law, through the moments of its Laplace functional.
 
     beta_i = int exp(-t) w_i E[N_i Z] dt,        Z = exp(-t sum_j w[X_j])
     d beta_i / d a_j = beta_i [i = j] - int exp(-t) t w_i w_j E[N_i N_j Z] dt
 
-I.i.d. drafts have a leaner form of their own in `race.py`.
+with N_i the number of drafts that are token i. I.i.d. drafts have a leaner form of
+their own in `iid_race`.
 """
 
 from __future__ import annotations
@@ -14,28 +15,23 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.transport.hessian import curvature, solve_identity_minus
-from globalres_jax.draft_laws import DraftLaw
-from globalres_jax.transport.iid_race import (
-    dual_objective,
-    optimal_excess,
-    pick_law,
-    quadrature,
-)
+from globalres_jax.draft_laws import DraftLaw, Moments
+from globalres_jax.numerics.sums import blockwise_sum, product
+from globalres_jax.transport.hessian import FactorCurvature
+from globalres_jax.transport.quadrature import quadrature
 from globalres_jax.transport.subset_selection import best_prefix
-from globalres_jax.numerics.sums import product
 
 #: Up to this many tokens a Hessian without exact factors is computed entry by entry.
 _DENSE = 64
 
 
-class LawProblem(NamedTuple):
-    """One transport problem on the tokens that can be drafted.
+class LawRace(NamedTuple):
+    """A `Race` of drafts from a law that is known by its moments.
 
     Attributes:
-      p: [V] target probabilities of these tokens (may sum to less than 1).
-      q: [V] mean draft probability, E N_i / n.
-      law: the draft law over these tokens.
+      p: [k] target probabilities of the law's tokens (may sum to less than 1).
+      q: [k] mean draft probability, E N_i / n.
+      law: the draft law.
       excess: [] Q(H) - p(H) of the best set H known beforehand.
       missing: [] 1 - sum(p), target probability that no draft can serve.
     """
@@ -51,103 +47,68 @@ class LawProblem(NamedTuple):
         """Number of drafts n."""
         return self.law.num_drafts
 
+    def pick_law(self, weights: Array) -> Array:
+        """Beta [k]: the probability that each token is picked, for `weights [k]`."""
+        _, measure = quadrature(weights.dtype)
+        moments = self._moments(weights, "fine")
+        return weights * product(jnp.asarray(measure), moments.mean)
 
-class LawCurvature(NamedTuple):
-    """Pick law and Hessian `diag(diagonal) - plus^T plus + minus^T minus`.
+    def curvature(self, weights: Array) -> FactorCurvature:
+        """Pick law and Hessian of the dual, for `weights [k]`."""
+        if not self.law.exact_moments and len(weights) <= _DENSE:
+            return self._dense_curvature(weights)
+        nodes, measure = quadrature(weights.dtype, "coarse")
+        moments = self._moments(weights, "coarse")
+        pick = weights * product(jnp.asarray(measure), moments.mean)
+        own = weights * product(jnp.asarray(measure * nodes), moments.diagonal)
+        scale = jnp.sqrt(measure * nodes)[:, None] * weights[None]
 
-    Attributes:
-      pick: [V] beta.
-      diagonal: [V].
-      plus: [A, V].
-      minus: [B, V].
-      coupling: [V, V] the Hessian off its diagonal, where it was worth computing
-        without factors, else None.
-    """
+        def rows(factors: Array) -> Array:
+            return (factors * scale[None]).reshape(-1, weights.shape[0])
 
-    pick: Array
-    diagonal: Array
-    plus: Array
-    minus: Array
-    coupling: Array | None = None
+        plus, minus = rows(moments.plus), rows(moments.minus)
+        return FactorCurvature(pick, pick - weights * own, plus, minus)
 
-    def solve_scaled(self, root: Array, right: Array) -> Array:
-        """`(I - R (plus^T plus - minus^T minus) R)^-1 right`, R = diag(root)."""
-        if self.coupling is not None:
-            gram = -root[:, None] * self.coupling * root[None]
-            return solve_identity_minus(gram, right)
-        plus, minus = self.plus * root[None], self.minus * root[None]
-        if len(root) <= len(plus) + len(minus):
-            gram = product(plus.T, plus) - product(minus.T, minus)
-            return solve_identity_minus(gram, right)
+    def dual_objective(self, log_weights: Array) -> Array:
+        """Phi(a) of the race dual; its gradient is `pick_law - p`."""
+        nodes, measure = quadrature(log_weights.dtype)
+        value = self._moments(jnp.exp(log_weights), "fine").value
+        integral = jnp.sum(measure / nodes * (1 - value))
+        return integral - jnp.sum(jnp.where(self.p > 0, self.p * log_weights, 0))
 
-        def shrink(x: Array) -> Array:
-            """(I + B^T B)^-1 x by Woodbury, for the columns of x, B = minus."""
-            if len(minus) == 0:
-                return x
-            inner = solve_identity_minus(-product(minus, minus.T), product(minus, x))
-            return x - product(minus.T, inner)
+    def best_excess(self, log_weights: Array) -> Array:
+        """Largest Q(H) - p(H) known, given log-weights near the optimum: []."""
+        if self.law.prefix_is_optimal:
+            return self.excess
+        # Weights sort tokens as the optimal subset does: those at the bound are out.
+        order = jnp.argsort(jax.lax.stop_gradient(log_weights))
+        found = best_prefix(self.p[order], self.law.escape(order), self.missing).excess
+        return jnp.maximum(found, self.excess)
 
-        # And once more: (G - A^T A)^-1 = G^-1 + G^-1 A^T (I - A G^-1 A^T)^-1 A G^-1.
-        columns = shrink(jnp.concatenate([right[:, None], plus.T], axis=1))
-        start, spread = columns[:, 0], columns[:, 1:]
-        middle = solve_identity_minus(product(plus, spread), product(plus, start))
-        return start + product(spread, middle)
+    def _moments(self, weights: Array, grid: str) -> Moments:
+        """The law's moments at u = t w, for the nodes t of a grid."""
+        nodes, _ = quadrature(weights.dtype, grid)
+        return self.law.moments(jnp.exp(-nodes[:, None] * weights[None, :]))
 
+    def _dense_curvature(self, weights: Array) -> FactorCurvature:
+        """By forward differentiation of the pick law, one token at a time."""
 
-@pick_law.register
-def _(problem: LawProblem, weights: Array) -> Array:
-    nodes, measure = quadrature(weights.dtype)
-    moments = problem.law.moments(jnp.exp(-nodes[:, None] * weights[None, :]))
-    return weights * product(jnp.asarray(measure), moments.mean)
+        def pick_of(log_factors: Array) -> tuple[Array, Array]:
+            pick = self.pick_law(weights * jnp.exp(log_factors))
+            return pick, pick
 
-
-@curvature.register
-def _(problem: LawProblem, weights: Array) -> LawCurvature:
-    nodes, measure = quadrature(weights.dtype, "coarse")
-    if not problem.law.exact_moments and len(weights) <= _DENSE:
-        return _dense_curvature(problem, weights)
-    moments = problem.law.moments(jnp.exp(-nodes[:, None] * weights[None, :]))
-    pick = weights * product(jnp.asarray(measure), moments.mean)
-    own = weights * product(jnp.asarray(measure * nodes), moments.diagonal)
-    scale = jnp.sqrt(measure * nodes)[:, None] * weights[None]
-
-    def rows(factors: Array) -> Array:
-        return (factors * scale[None]).reshape(-1, weights.shape[0])
-
-    return LawCurvature(
-        pick, pick - weights * own, rows(moments.plus), rows(moments.minus)
-    )
+        hessian, pick = jax.jacfwd(pick_of, has_aux=True)(jnp.zeros_like(weights))
+        diagonal = jnp.diag(hessian)
+        none = jnp.zeros((0, len(weights)), weights.dtype)
+        coupling = 0.5 * (hessian + hessian.T) - jnp.diag(diagonal)
+        return FactorCurvature(pick, diagonal, none, none, coupling)
 
 
-def _dense_curvature(problem: LawProblem, weights: Array) -> LawCurvature:
-    """By forward differentiation of the pick law, one token at a time."""
-
-    def pick_of(log_factors: Array) -> tuple[Array, Array]:
-        pick = pick_law(problem, weights * jnp.exp(log_factors))
-        return pick, pick
-
-    hessian, pick = jax.jacfwd(pick_of, has_aux=True)(jnp.zeros_like(weights))
-    diagonal = jnp.diag(hessian)
-    none = jnp.zeros((0, len(weights)), weights.dtype)
-    coupling = 0.5 * (hessian + hessian.T) - jnp.diag(diagonal)
-    return LawCurvature(pick, diagonal, none, none, coupling)
-
-
-@dual_objective.register
-def _(problem: LawProblem, log_weights: Array) -> Array:
-    nodes, measure = quadrature(log_weights.dtype)
-    weights = jnp.exp(log_weights)
-    moments = problem.law.moments(jnp.exp(-nodes[:, None] * weights[None, :]))
-    integral = jnp.sum(measure / nodes * (1 - moments.value))
-    return integral - jnp.sum(jnp.where(problem.p > 0, problem.p * log_weights, 0))
-
-
-@optimal_excess.register
-def _(problem: LawProblem, log_weights: Array) -> Array:
-    if problem.law.prefix_is_optimal:
-        return problem.excess
-    # Weights sort the tokens as the optimal subset does: those at the bound are out.
-    order = jnp.argsort(log_weights)
-    escape = problem.law.escape(order)
-    found = best_prefix(problem.p[order], escape, problem.missing).excess
-    return jax.lax.stop_gradient(jnp.maximum(found, problem.excess))
+def law_race(p: Array, law: DraftLaw) -> tuple[LawRace, Array]:
+    """The race of a law for `p [k]`, and a subset H [k] bool that bounds it."""
+    missing = 1 - blockwise_sum(p)
+    order = law.subset_order(p)
+    excess, prefix = best_prefix(p[order], law.escape(order), missing)
+    members = jnp.zeros(p.shape, bool).at[order].set(prefix)
+    mean_counts = law.moments(jnp.ones((1, p.shape[0]), p.dtype)).mean[0]
+    return LawRace(p, mean_counts / law.num_drafts, law, excess, missing), members

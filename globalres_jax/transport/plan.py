@@ -1,64 +1,132 @@
-"""The optimal rule itself: weights, their pick law, and a certificate.
+"""The optimal rule itself: weights, their pick law, a certificate, a derivative.
 
     p, law --solve_transport--> TransportPlan
 
-The plan is lossless whatever the solver did; how close to optimal it is, the
-certificate says: `acceptance_rate <= alpha* <= upper_bound`.
+A plan is found in one of three ways, all in this file:
+
+  1. in closed form, where all drafts but one are fixed;
+  2. i.i.d. drafts from 320 tokens or more: on pools of similar tokens, and only if that
+     leaves too large a gap by tokens;
+  3. else by tokens.
+
+It is lossless whatever the solver did; how close to optimal it is, the certificate
+says: `acceptance_rate <= alpha* <= upper_bound`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.validation import as_distribution, same_vocabulary
 from globalres_jax.draft_laws import IID, DraftLaw
-from globalres_jax.transport.law_race import LawProblem
-from globalres_jax.transport.newton import start_weights
-from globalres_jax.transport.iid_race import (
-    RaceProblem,
-    as_pick_law,
-    optimal_excess,
-    pick_law,
+from globalres_jax.numerics.rows import in_rows
+from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.transport.iid_race import IIDRace, iid_race
+from globalres_jax.transport.jaxopt_interface import OptStep, known_root
+from globalres_jax.transport.law_race import law_race
+from globalres_jax.transport.newton import ProjectedNewton, start_weights
+from globalres_jax.transport.pooled_race import PoolSolver, solve_pooled
+from globalres_jax.transport.race import (
+    Race,
+    acceptance_gap,
+    optimality,
     race_weights,
     rejection_rate,
 )
-from globalres_jax.transport.solvers import ProjectedNewton, RaceSolver
-from globalres_jax.transport.subset_selection import best_prefix, optimal_threshold
-from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.transport.subset_selection import best_prefix
+from globalres_jax.validation import as_distribution, same_vocabulary
+
+#: Races of fewer tokens are solved without pools, of which there are 160.
+POOLED_FROM = 320
 
 
-class TransportPlan(NamedTuple):
-    """Weights of the race, the law of its picks, and how good they are.
+class RaceSolver(Protocol):
+    """What `solve_transport` asks of a solver (hashable, equal when alike).
 
     Attributes:
-      weights: [V] weight of each token; zero where it can never be emitted.
-      pick: [V] beta, the probability that each token is picked.
+      tol: acceptance gap at which a plan counts as converged.
+    """
+
+    tol: float
+
+    def run(self, init_params: Array, race: Race) -> OptStep:
+        """Log-weights [k] from `init_params [k]`, and a state with `iter_num`."""
+        ...
+
+    def on_pools(self) -> PoolSolver | None:
+        """The solver for the pools of a large race; None if it wants none.
+
+        One that has such a solver also has `enough`, the gap that needs no more work,
+        and `resume(params, race, error, iterations)`, which goes on by tokens.
+        """
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TransportPlan:
+    """Weights of the race, the law of its picks, and how good they are.
+
+    It holds the k tokens that the law can draw. All fields may have leading axes.
+
+    Attributes:
+      tokens: [k] these tokens; None if they are all V, in their order.
+      token_weights: [k] weight of each; zero where it can never be emitted.
+      token_pick: [k] beta, the probability that each is picked.
       acceptance_rate: [] achieved, sum_i min(beta_i, p_i).
       upper_bound: [] no lossless rule accepts more often than this.
       gap: [] upper_bound - acceptance_rate, from small numbers, so in float32 more
         exact than their difference.
       converged: [] bool, gap within the solver's tolerance.
       iterations: [] int32, solver iterations; 0 where none was needed.
+      vocab_size: V.
     """
 
-    weights: Array
-    pick: Array
+    tokens: Array | None
+    token_weights: Array
+    token_pick: Array
     acceptance_rate: Array
     upper_bound: Array
     gap: Array
     converged: Array
     iterations: Array
+    vocab_size: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def weights(self) -> Array:
+        """[V] weight of each token of the vocabulary; zero beyond the law's."""
+        return self._dense(self.token_weights)
+
+    @property
+    def pick(self) -> Array:
+        """[V] beta of each token of the vocabulary; zero beyond the law's."""
+        return self._dense(self.token_pick)
+
+    def _dense(self, values: Array) -> Array:
+        if self.tokens is None:
+            return values
+
+        def spread(values: Array, tokens: Array) -> Array:
+            at = jnp.zeros(self.vocab_size, values.dtype).at[tokens]
+            return at.set(values, mode="promise_in_bounds", unique_indices=True)
+
+        for _ in range(values.ndim - 1):
+            spread = jax.vmap(spread)
+        return spread(values, self.tokens)
 
 
 def solve_transport(
     p: Array, law: DraftLaw, solver: RaceSolver | None = None
 ) -> TransportPlan:
     """Finds the optimal multi-draft verification rule for target `p`.
+
+    Differentiable in `p` and the law's probabilities, in reverse mode, through the
+    condition of optimality.
 
     Args:
       p: [V] target distribution, float32 or wider.
@@ -77,124 +145,11 @@ def solve_transport(
     return _solve(p, law, ProjectedNewton() if solver is None else solver)
 
 
-def race_problem(
-    p: Array, q: Array, num_drafts: Array, outside_q: Array
-) -> tuple[RaceProblem, Array]:
-    """The race of i.i.d. drafts, and log-weights [V] to start from.
-
-    Args:
-      p: [V] target probabilities.
-      q: [V] draft probabilities.
-      num_drafts: [] n.
-      outside_q: [] draft mass of tokens left out that the target may want.
-    """
-    missing = 1 - blockwise_sum(p)
-    best = optimal_threshold(p, q, num_drafts, missing, outside_q)
-    problem = RaceProblem(p, q, num_drafts, best.excess, missing, outside_q)
-    start = start_weights(problem, best.members)
-    return problem, jax.lax.stop_gradient(start)
-
-
-class _Race(NamedTuple):
-    """A solved race: [V] weights and pick law, [] excess and iterations."""
-
-    weights: Array
-    pick: Array
-    excess: Array
-    iterations: Array
-
-
-@functools.partial(jax.jit, static_argnames="solver")
-def _solve(p: Array, law: DraftLaw, solver: RaceSolver) -> TransportPlan:
-    dtype = jnp.promote_types(p.dtype, law.dtype)
-    p = p.astype(dtype)
-    tokens = law.support()
-    if tokens is None:
-        race = _race_of(p, law, jnp.zeros((), dtype), solver)
-        rejected = rejection_rate(p, race.pick, 1 - blockwise_sum(p))
-    else:
-        inside = _take(p, tokens)
-        race = _race_of(inside, law.restrict(tokens), _left_out(law, tokens), solver)
-        rejected = rejection_rate(inside, race.pick, 1 - blockwise_sum(inside))
-        nothing = jnp.zeros_like(p)
-        race = race._replace(
-            weights=_put(nothing, tokens, race.weights),
-            pick=_put(nothing, tokens, race.pick),
-        )
-    gap = jnp.maximum(rejected - race.excess, 0)
-    return TransportPlan(
-        weights=race.weights,
-        pick=race.pick,
-        acceptance_rate=1 - rejected,
-        upper_bound=1 - rejected + gap,
-        gap=gap,
-        converged=gap <= solver.tol,
-        iterations=race.iterations,
-    )
-
-
-def _race_of(p: Array, law: DraftLaw, outside_q: Array, solver: RaceSolver) -> _Race:
-    """The race for `p [V]`; the law lacks draft mass `outside_q []`."""
-    law = jax.tree.map(lambda x: _widened(x, p.dtype), law)
-    if isinstance(law, IID):
-        return _race(p, law, outside_q.astype(p.dtype), solver)
-    solved = law.closed_form(p)
-    if solved is not None:
-        return _Race(*solved, jnp.zeros((), jnp.int32))
-    return _law_race(p, law, solver)
-
-
-def _left_out(law: DraftLaw, tokens: Array) -> Array:
-    """Draft mass outside `tokens [m]`, if the law's promise of few was broken: []."""
-    if isinstance(law, IID):
-        return jnp.sum(_put(law.probs, tokens, 0))
-    return jnp.zeros((), law.dtype)
-
-
-def _take(values: Array, tokens: Array) -> Array:
-    return values.at[tokens].get(mode="promise_in_bounds")
-
-
-def _put(values: Array, tokens: Array, new: Array | float) -> Array:
-    """`values [V]` with `new` at different `tokens [m]`."""
-    at = values.at[tokens]
-    return at.set(new, mode="promise_in_bounds", unique_indices=True)
-
-
-def _widened(leaf: Array, dtype) -> Array:
-    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-
-def _law_race(p: Array, law: DraftLaw, solver: RaceSolver) -> _Race:
-    """A race whose law is known by its moments."""
-    problem, start = law_problem(p, law)
-    log_weights, state = solver.run(start, problem)
-    weights = race_weights(problem, log_weights)
-    return _Race(
-        weights,
-        pick_law(problem, weights),
-        optimal_excess(problem, log_weights),
-        jnp.asarray(state.iter_num, jnp.int32),
-    )
-
-
-def law_problem(p: Array, law: DraftLaw) -> tuple[LawProblem, Array]:
-    """The race for `p [V]` and any law, and log-weights [V] to start from."""
-    missing = 1 - blockwise_sum(p)
-    order = law.subset_order(p)
-    excess, members = best_prefix(p[order], law.escape(order), missing)
-    members = jnp.zeros(p.shape, bool).at[order].set(members)
-    marginal = law.moments(jnp.ones((1, p.shape[0]), p.dtype)).mean[0]
-    problem = LawProblem(p, marginal / law.num_drafts, law, excess, missing)
-    start = start_weights(problem, members)
-    return problem, jax.lax.stop_gradient(start)
-
-
 def optimal_acceptance_rate(p: Array, law: DraftLaw) -> Array:
     """Largest acceptance rate of any lossless rule: min over H of p(H) + 1 - Q(H).
 
-    One sort for most laws; for two or more different drafters the transport problem
-    is solved, and this is its upper bound.
+    One sort of the law's k tokens; for two or more different drafters the transport
+    problem is solved, and this is its upper bound.
 
     Args:
       p: [V] target distribution.
@@ -209,22 +164,144 @@ def optimal_acceptance_rate(p: Array, law: DraftLaw) -> Array:
     """
     p = as_distribution("p", p, allow_deficit=True)
     same_vocabulary(p, law)
+    own = law.take(p)
     if law.prefix_is_optimal:
-        order = law.subset_order(p)
+        order = law.subset_order(own)
     else:
-        order = jnp.argsort(jax.lax.stop_gradient(solve_transport(p, law)).weights)
-    prefix = best_prefix(p[order], law.escape(order), 1 - blockwise_sum(p)).members
-    members = jnp.zeros(p.shape, bool).at[order].set(prefix)
+        plan = solve_transport(*jax.lax.stop_gradient((p, law)))
+        order = jnp.argsort(plan.token_weights)
+    missing = 1 - blockwise_sum(own)
+    prefix = best_prefix(own[order], law.escape(order), missing).members
+    members = jnp.zeros(own.shape, bool).at[order].set(prefix)
     members = jax.lax.stop_gradient(members)
     return jnp.minimum(
-        jnp.sum(jnp.where(members, p, 0)) + 1 - law.containment(members), 1
+        jnp.sum(jnp.where(members, own, 0)) + 1 - law.containment(members), 1
     )
 
 
-def _race(p: Array, law: IID, outside_q: Array, solver: RaceSolver) -> _Race:
-    num_drafts = jnp.asarray(law.num_drafts, p.dtype)
-    problem, start = race_problem(p, law.probs, num_drafts, outside_q)
-    log_weights, pick, iterations = solver.solve(start, problem)
-    weights = race_weights(problem, log_weights)
-    pick = as_pick_law(pick, problem, weights)
-    return _Race(weights, pick, problem.excess, iterations)
+class _Solution(NamedTuple):
+    """A solved race: [k] weights and pick law, [] excess and iterations."""
+
+    weights: Array
+    pick: Array
+    excess: Array
+    iterations: Array
+
+
+@functools.partial(jax.jit, static_argnames="solver")
+def _solve(p: Array, law: DraftLaw, solver: RaceSolver) -> TransportPlan:
+    """The plan: a solution on the law's tokens, and its certificate."""
+    dtype = jnp.promote_types(p.dtype, law.dtype)
+    own = law.take(p.astype(dtype))
+    solution = _solution(own, _widened(law, dtype), solver)
+    rejected = rejection_rate(own, solution.pick, 1 - blockwise_sum(own))
+    # Rounding may leave the race a little better than the best of all rules; a race
+    # that is better by more than that is not to be trusted.
+    found = rejected - solution.excess
+    gap = jnp.maximum(found, 0)
+    return TransportPlan(
+        tokens=law.tokens,
+        token_weights=solution.weights,
+        token_pick=solution.pick,
+        acceptance_rate=1 - rejected,
+        upper_bound=1 - rejected + gap,
+        gap=gap,
+        converged=jnp.abs(found) <= solver.tol,
+        iterations=solution.iterations,
+        vocab_size=law.vocab_size,
+    )
+
+
+def _widened(law: DraftLaw, dtype) -> DraftLaw:
+    """The law with its probabilities in `dtype`."""
+
+    def widen(leaf: Array) -> Array:
+        is_floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if is_floating else leaf
+
+    return jax.tree.map(widen, law)
+
+
+def _solution(p: Array, law: DraftLaw, solver: RaceSolver) -> _Solution:
+    """The solution for `p [k]`: in closed form, or of a race."""
+    closed = law.closed_form(p)
+    if closed is not None:
+        return _Solution(*closed, jnp.zeros((), jnp.int32))
+    if isinstance(law, IID):
+        num_drafts = jnp.asarray(law.num_drafts, p.dtype)
+        missing = 1 - blockwise_sum(p)
+        race, members = iid_race(p, law.token_probs, num_drafts, missing)
+    else:
+        race, members = law_race(p, law)
+    known, known_members = jax.lax.stop_gradient((race, members))
+    log_weights, pick, iterations = _search(known, known_members, solver)
+    # The solution is known; the condition of optimality gives it its derivatives.
+    log_weights = known_root(optimality, log_weights, race)
+    weights = race_weights(race, log_weights)
+    pick = _as_pick_law(pick, race, weights)
+    return _Solution(weights, pick, race.best_excess(log_weights), iterations)
+
+
+def _search(
+    race: Race, members: Array, solver: RaceSolver
+) -> tuple[Array, Array, Array]:
+    """Log-weights [k], pick law [k] and iterations []; `members [k]` is H*."""
+    on_pools = solver.on_pools()
+    poolable = isinstance(race, IIDRace) and len(race.p) >= POOLED_FROM
+    if poolable and on_pools is not None:
+        search = functools.partial(_by_pools_then_tokens, solver, on_pools)
+    else:
+        search = functools.partial(_by_tokens, solver)
+    # In rows, so that on a CPU none waits for another's iterations, and only those
+    # that need it take the way by tokens.
+    return in_rows(search)(race, members)
+
+
+def _by_tokens(
+    solver: RaceSolver, race: Race, members: Array
+) -> tuple[Array, Array, Array]:
+    """Log-weights [k], pick law [k] and iterations [] of any race."""
+    params, state = solver.run(start_weights(race, members), race)
+    pick = race.pick_law(race_weights(race, params))
+    return params, pick, jnp.asarray(state.iter_num, jnp.int32)
+
+
+def _by_pools_then_tokens(
+    solver: RaceSolver, on_pools: PoolSolver, race: IIDRace, members: Array
+) -> tuple[Array, Array, Array]:
+    """Log-weights [k], pick law [k] and iterations [] of a large i.i.d. race."""
+    del members  # the pools find their own
+    found, iterations = solve_pooled(race, on_pools)
+    enough = found.gap <= solver.enough
+
+    def by_tokens():
+        # Zero: where rows run together, those that are done take no step.
+        error = jnp.where(enough, 0, found.gap)
+        params, state = solver.resume(found.log_weights, race, error, iterations)
+        pick = race.pick_law(race_weights(race, params))
+        # Float32 may be exhausted: what the pools gave is not always improved on.
+        better = acceptance_gap(race, params, pick) < found.gap
+        better = better | ~jnp.isfinite(found.gap)
+        return (
+            jnp.where(better, params, found.log_weights),
+            jnp.where(better, pick, found.pick),
+            state.iter_num,
+        )
+
+    as_found = found.log_weights, found.pick, iterations
+    return jax.lax.cond(enough, lambda: as_found, by_tokens)
+
+
+@jax.custom_jvp
+def _as_pick_law(pick: Array, race: Race, weights: Array) -> Array:
+    """`pick [k]`, known to be `race.pick_law(weights)`, with its derivatives."""
+    del race, weights
+    return pick
+
+
+@_as_pick_law.defjvp
+def _(primals, tangents):
+    def pick_law(race: Race, weights: Array) -> Array:
+        return race.pick_law(weights)
+
+    return primals[0], jax.jvp(pick_law, primals[1:], tangents[1:])[1]

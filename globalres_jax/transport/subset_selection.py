@@ -15,17 +15,24 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.numerics.powers import one_minus_power
 from globalres_jax.numerics.rows import in_rows
-from globalres_jax.draft_laws.iid import escape_of
-from globalres_jax.draft_laws.law import mass_beyond
-from globalres_jax.transport.pools import LEAST_LOG_RATIO, bin_width, log_ratio, ratio_bins
-from globalres_jax.numerics.sums import blockwise_sum, running_sums
+from globalres_jax.numerics.sums import blockwise_sum, mass_beyond, running_sums
+from globalres_jax.transport.pools import (
+    LEAST_LOG_RATIO,
+    bin_width,
+    log_ratio,
+    ratio_bins,
+)
 
 #: Up to this many tokens comparing each with each costs least.
 _COMPARED = 320
-#: With the one for p/q >= n, a whole number of rows.
+#: Of more, a histogram of log(p/q). With the bin for p/q >= n, a whole number of rows.
 _BINS, _ROW = 2047, 32
+#: From its best edge the threshold settles in one or two sweeps.
 _SWEEPS = 4
+#: Roundings by which an excess must be larger to count as larger.
+_ROUNDINGS = 8
 
 
 class OptimalPrefix(NamedTuple):
@@ -56,7 +63,7 @@ def best_prefix(p: Array, escape: Array, outside_p: Array) -> OptimalPrefix:
 
 
 def optimal_prefix(
-    p: Array, q: Array, num_drafts: int | Array, outside_p: Array, outside_q: Array
+    p: Array, q: Array, num_drafts: int | Array, outside_p: Array
 ) -> OptimalPrefix:
     """`best_prefix` for i.i.d. drafts.
 
@@ -65,14 +72,12 @@ def optimal_prefix(
       q: [V] draft probabilities in the same order.
       num_drafts: n.
       outside_p: [] target mass of tokens that are in no prefix.
-      outside_q: [] draft mass of tokens that are in no prefix. All other mass that
-        `p` and `q` lack belongs to every prefix.
     """
-    return best_prefix(p, escape_of(outside_q + mass_beyond(q), num_drafts), outside_p)
+    return best_prefix(p, one_minus_power(mass_beyond(q), num_drafts), outside_p)
 
 
 def optimal_threshold(
-    p: Array, q: Array, num_drafts: Array, outside_p: Array, outside_q: Array
+    p: Array, q: Array, num_drafts: Array, outside_p: Array
 ) -> OptimalPrefix:
     """`optimal_prefix` of tokens in any order, none of which are sorted.
 
@@ -87,30 +92,29 @@ def optimal_threshold(
       q: [V] draft probabilities.
       num_drafts: n.
       outside_p: [] as for `optimal_prefix`.
-      outside_q: [] as for `optimal_prefix`.
     """
     find = _compared_members if p.shape[0] <= _COMPARED else in_rows(_swept_members)
-    members = find(*map(jax.lax.stop_gradient, (p, q, num_drafts, outside_q)))
+    members = find(*map(jax.lax.stop_gradient, (p, q, num_drafts)))
     left_p, left_q = blockwise_sum(jnp.where(members, 0, jnp.stack([p, q])))
-    excess = outside_p + left_p - escape_of(outside_q + left_q, num_drafts)
+    excess = outside_p + left_p - one_minus_power(left_q, num_drafts)
     return OptimalPrefix(jnp.maximum(excess, 0), members)
 
 
-def _compared_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
+def _compared_members(p: Array, q: Array, n: Array) -> Array:
     """[V] bool, the best set of all tokens with p/q up to some token's, or of none."""
     ratio = _ranking(p, q)
     above = ratio[None, :] > ratio[:, None]
     left_p, left_q = (jnp.sum(jnp.where(above, mass, 0), axis=1) for mass in (p, q))
-    excess = left_p - escape_of(outside_q + left_q, n)
-    nothing = jnp.sum(p) - escape_of(outside_q + jnp.sum(q), n)
+    excess = left_p - one_minus_power(left_q, n)
+    nothing = jnp.sum(p) - one_minus_power(jnp.sum(q), n)
     best = _first_largest(excess)
     members = (ratio <= ratio[best]) & (excess[best] >= nothing)
-    everything, enough = _everything(ratio, p, n, outside_q)
+    everything, enough = _everything(ratio, p)
     better = jnp.maximum(excess[best], nothing) > enough
     return jnp.where(better, members, everything)
 
 
-def _swept_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
+def _swept_members(p: Array, q: Array, n: Array) -> Array:
     """[V] bool, the best set of all tokens with p/q below some threshold."""
     ratio = _ranking(p, q)
     masses = jnp.stack([p, q])
@@ -119,35 +123,33 @@ def _swept_members(p: Array, q: Array, n: Array, outside_q: Array) -> Array:
     place = jnp.where(p > 0, place, _BINS + 1)
     bins = [jnp.zeros(_BINS + 1, p.dtype).at[place].add(x, mode="drop") for x in masses]
     left_p, left_q = running_sums(jnp.stack(bins).reshape(2, -1, _ROW))
-    edge = _BINS - _first_largest(left_p - escape_of(outside_q + left_q, n))
+    edge = _BINS - _first_largest(left_p - one_minus_power(left_q, n))
     threshold = LEAST_LOG_RATIO + edge * bin_width(n, _BINS)
 
     def sweep(carry, _):
         threshold, excess, best = carry
         members = ratio < threshold
         left_p, left_q = blockwise_sum(jnp.where(members, 0, masses))
-        found = left_p - escape_of(outside_q + left_q, n)
+        found = left_p - one_minus_power(left_q, n)
         better = found > excess
         best = jnp.where(better, members, best)
-        inside = jnp.log1p(-jnp.minimum(outside_q + left_q, 1 - jnp.finfo(p.dtype).eps))
+        inside = jnp.log1p(-jnp.minimum(left_q, 1 - jnp.finfo(p.dtype).eps))
         following = jnp.log(n) + (n - 1) * inside
         return (following, jnp.where(better, found, excess), best), None
 
-    everything, enough = _everything(ratio, p, n, outside_q)
+    everything, enough = _everything(ratio, p)
     start = threshold, enough, everything
     return jax.lax.scan(sweep, start, length=_SWEEPS)[0][2]
 
 
-def _everything(
-    ratio: Array, p: Array, n: Array, outside_q: Array
-) -> tuple[Array, Array]:
+def _everything(ratio: Array, p: Array) -> tuple[Array, Array]:
     """All that can be drafted [V], and the excess from which another set is better.
 
     Solvers start best from this set, and rounding must not choose.
     """
     members = ratio < jnp.inf
-    excess = jnp.sum(jnp.where(members, 0, p)) - escape_of(outside_q, n)
-    return members, excess + 8 * jnp.finfo(p.dtype).eps
+    excess = jnp.sum(jnp.where(members, 0, p))
+    return members, excess + _ROUNDINGS * jnp.finfo(p.dtype).eps
 
 
 def _ranking(p: Array, q: Array) -> Array:

@@ -1,17 +1,22 @@
-"""Many unknowns as one curve: how large i.i.d. races are solved in a few passes.
+"""An increasing function of the log-weight as a small table: tabulate, invert, read.
 
-What share of a token's drafts is picked depends on its own weight alone,
+The share of its own drafts that a token of weight w = e^a is picked with is a sum of
+bumps, one for each node t_s of a quadrature, with the same scales for every token:
 
-    beta_i = q_i F(a_i),    F(a) = n int exp(-t) phi(t)^(n-1) e^a exp(-t e^a) dt
-                                 = n E[w / (1 + w + S)],   S the others' weights,
+    F(a) = sum_s scale_s e^a exp(-t_s e^a)
 
-and F increases. So at the optimum a_i = min(F^-1(p_i / q_i), A): all tokens lie on one
-increasing curve of p/q. Some hundred pools of similar tokens find it, and one pass over
-the vocabulary reads every weight off it and integrates the exact pick law.
+F increases from 0, so the weight that gives a token a wanted share is F^-1 of it: one
+table of log F, with its slopes, at 256 log-weights answers for a whole vocabulary.
 
-What the pools and their few quadrature nodes got wrong is a smooth factor kappa between
-the true F and theirs. Another round solves the pools for p / kappa, and so on, until
-the certificate, which is taken over all tokens, is content.
+Example: one draft, against the reject slot alone. The scales are those of
+int exp(-t) dt and F(a) = w / (1 + w): shares 1/3 and 1/2 take weights 1/2 and 1.
+
+    _, scale = quadrature(jnp.float32, "fine")
+    curve = tabulate(scale, "fine")
+    jnp.exp(invert(curve, jnp.log(jnp.array([1 / 3, 1 / 2]))))     # [0.5, 1.0]
+    jnp.exp(read(curve.height, jnp.log(jnp.array([0.5, 1.0]))))    # [1/3, 1/2]
+
+A larger share than any weight gives takes the bound A.
 """
 
 from __future__ import annotations
@@ -24,30 +29,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.transport.newton import acceptance_gap, start_weights
-from globalres_jax.transport.pools import log_ratio, pool_by_ratio
-from globalres_jax.transport.iid_race import (
-    LOG_WEIGHT_BOUND,
-    LOG_WEIGHT_FLOOR,
-    RaceProblem,
-    pick_and_fall,
-    power_of_phi,
-    quadrature,
-    race_weights,
-)
-from globalres_jax.transport.subset_selection import optimal_threshold
 from globalres_jax.numerics.sums import product
+from globalres_jax.transport.quadrature import LOG_WEIGHT_BOUND, quadrature
 
-_MAX_ROUNDS = 6
-#: A round that leaves more than this part of the gap was the last.
-_WORTHWHILE = 0.5
-#: Log-weights at which F is tabulated. Below them it is proportional to e^a.
-_TABLE = np.linspace(-20, LOG_WEIGHT_BOUND, 256)
+#: Log-weights of the table. Below the least F is proportional to e^a, to 1e-8; the
+#: spacing of 0.17 makes cubics exact to about 1e-6.
+POINTS = np.linspace(-20, LOG_WEIGHT_BOUND, 256)
 #: Python numbers: NumPy's own would make float32 arrays float64 where JAX allows that.
-_LEAST = float(_TABLE[0])
-_SPACING = float(_TABLE[1] - _TABLE[0])
+_LEAST = float(POINTS[0])
+_SPACING = float(POINTS[1] - POINTS[0])
+#: Points of a block in the search for a cell: the square root of their number.
 _BLOCK = 16
-#: Slopes at both ends and width of a cell to its cubic; two more are passed on.
+#: A cell's cubic from (slope at its left, slope at its right, width), and two numbers
+#: that are passed on.
 _HERMITE = np.asarray(
     [
         [1, 1, -2, 0, 0],
@@ -57,152 +51,84 @@ _HERMITE = np.asarray(
         [0, 0, 0, 0, 1],
     ]
 )
+#: Cubics are monotone whose end slopes are at most three times the mean one.
+_STEEPEST = 3
+#: Stands for a flat piece's rise, and for a share of zero.
+_LEAST_RISE = 1e-9
 _TINY = 1e-30
 
 
-class CurveSolution(NamedTuple):
-    """Log-weights on a curve, and what they achieve.
+class WeightCurve(NamedTuple):
+    """An increasing function at `POINTS`.
 
     Attributes:
-      log_weights: [V].
-      pick: [V] beta.
-      gap: [] how far from optimal.
+      height: [256] log F.
+      slope: [256] its derivative.
     """
 
-    log_weights: Array
-    pick: Array
-    gap: Array
+    height: Array
+    slope: Array
 
 
-class _Rounds(NamedTuple):
-    """Carry of the rounds: the pools' weights [m] and kappa there and on the table."""
-
-    pooled: Array
-    kappa: tuple[Array, Array]
-    best: CurveSolution
-    previous_gap: Array
-    rounds: Array
-    iterations: Array
+def tabulate(scale: Array, grid: str) -> WeightCurve:
+    """The curve of F for `scale [S]` at the nodes of a quadrature's grid."""
+    kernels = _kernels(scale.dtype, grid)
+    share, rise = (product(jnp.asarray(scale), jnp.asarray(k)) for k in kernels)
+    return WeightCurve(safe_log(share), rise / jnp.maximum(share, _TINY))
 
 
-def solve_on_curve(problem: RaceProblem, solver) -> tuple[CurveSolution, Array]:
-    """Solves an i.i.d. race on its pools and reads all weights off their curve.
+def invert(curve: WeightCurve, wanted: Array) -> Array:
+    """[V] log-weights at which log F is `wanted [V]`.
 
-    Args:
-      problem: the race of all tokens.
-      solver: of the pools; rounds go on until the gap is at most its `enough`.
-
-    Returns:
-      A `CurveSolution`, and the number of the solver's iterations [].
+    Cubic between the table's points, and monotone: where F is flat its digits are
+    noise, and any weight there serves.
     """
-    pools = pool_by_ratio(problem.p, problem.q, problem.num_drafts)
-    ratio = log_ratio(problem.p, problem.q)
-    own = len(pools.own)
-    n, missing, outside_q = problem.num_drafts, problem.missing, problem.outside_q
-
-    def pooled_problem(factor: Array) -> tuple[RaceProblem, Array]:
-        p = pools.p * factor
-        excess, members = optimal_threshold(p, pools.q, n, missing, outside_q)
-        return RaceProblem(p, pools.q, n, excess, missing, outside_q), members
-
-    as_it_is, members = pooled_problem(jnp.ones_like(pools.p))
-
-    def again(carry: _Rounds) -> Array:
-        improved = carry.best.gap <= _WORTHWHILE * carry.previous_gap
-        unfinished = (carry.best.gap > solver.enough) & improved
-        spent = (carry.rounds >= _MAX_ROUNDS) | (carry.iterations >= solver.maxiter)
-        return unfinished & ~spent
-
-    def one_round(carry: _Rounds) -> _Rounds:
-        at_pools, on_table = carry.kappa
-        wanted = jax.lax.cond(
-            carry.rounds > 0,
-            lambda: pooled_problem(jnp.exp(-at_pools))[0],
-            lambda: as_it_is,
-        )
-        pooled, state = solver.run(carry.pooled, wanted)
-        weights = race_weights(wanted, pooled)
-        coarse, coarse_fall = pick_and_fall(wanted, weights, "coarse")
-        share, slope = _log_shares(n, coarse_fall, "coarse")
-        log_weights = _invert(share + on_table, slope, ratio)
-        log_weights = log_weights.at[pools.own].set(pooled[:own])
-        log_weights = jnp.clip(log_weights, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
-        pick, fall = pick_and_fall(problem, race_weights(problem, log_weights))
-        gap = acceptance_gap(problem, log_weights, pick)
-        found = CurveSolution(log_weights, pick, gap)
-        better = gap < carry.best.gap
-        best = jax.tree.map(
-            lambda new, old: jnp.where(better, new, old), found, carry.best
-        )
-        on_table = _log_shares(n, fall, "fine")[0] - share
-        at_pools = _read(on_table, pooled)
-        alone = _log(pick[pools.own]) - _log(coarse[:own])
-        at_pools = at_pools.at[:own].set(alone)
-        return _Rounds(
-            pooled,
-            (at_pools, on_table),
-            best,
-            carry.best.gap,
-            carry.rounds + 1,
-            carry.iterations + state.iter_num,
-        )
-
-    nothing = jnp.zeros_like(problem.p)
-    infinite = jnp.full_like(problem.excess, jnp.inf)
-    zero = jnp.zeros((), jnp.int32)
-    start = _Rounds(
-        start_weights(as_it_is, members),
-        (jnp.zeros_like(pools.p), jnp.zeros(len(_TABLE), problem.p.dtype)),
-        CurveSolution(nothing, nothing, infinite),
-        infinite,
-        zero,
-        zero,
+    # 1. In each cell a as a cubic of u in [0, 1], the place between two heights.
+    height = jax.lax.cummax(curve.height)
+    low, rise = height[:-1], jnp.maximum(jnp.diff(height), _LEAST_RISE)
+    steepness = 1 / jnp.maximum(curve.slope, _LEAST_RISE)
+    left, right = (
+        jnp.minimum(rise * s, _STEEPEST * _SPACING)
+        for s in (steepness[:-1], steepness[1:])
     )
-    end = jax.lax.while_loop(again, one_round, start)
-    return end.best, end.iterations
+    # A sum keeps XLA from forming the numbers of a cell anew for each token.
+    cells = jnp.stack([left, right, jnp.full_like(low, _SPACING), low, 1 / rise])
+    cells = jnp.sum(_HERMITE.astype(low.dtype)[..., None] * cells[None], axis=1)
+
+    # 2. Each token's cell and place in it.
+    cell = jnp.minimum(_cell(height, wanted), len(rise) - 1)
+    cubic, square, linear, low, scale = (
+        row.at[cell].get(mode="promise_in_bounds") for row in cells
+    )
+    u = jnp.clip((wanted - low) * scale, 0, 1)
+    first = _LEAST + _SPACING * cell.astype(wanted.dtype)
+    log_weights = first + u * (linear + u * (square + u * cubic))
+
+    # 3. Beyond both ends.
+    below = wanted < height[0]
+    log_weights = jnp.where(below, _LEAST + wanted - height[0], log_weights)
+    return jnp.where(wanted >= height[-1], LOG_WEIGHT_BOUND, log_weights)
+
+
+def read(table: Array, log_weights: Array) -> Array:
+    """Values [m] of a `table [256]` at `log_weights [m]`, linear between points."""
+    place = jnp.clip((log_weights - _LEAST) / _SPACING, 0, len(POINTS) - 1)
+    cell = jnp.minimum(place.astype(jnp.int32), len(POINTS) - 2)
+    return table[cell] + (place - cell) * (table[cell + 1] - table[cell])
+
+
+def safe_log(values: Array) -> Array:
+    """Logarithm, with zeros replaced by a tiny number."""
+    return jnp.log(jnp.maximum(values, _TINY))
 
 
 @functools.lru_cache
 def _kernels(dtype, grid: str) -> tuple[np.ndarray, np.ndarray]:
     """e^a exp(-t e^a) and its derivative in a, at nodes and table: [S, 256] each."""
     nodes = quadrature(dtype, grid)[0].astype(np.float64)
-    x = nodes[:, None] * np.exp(_TABLE)
-    value = np.exp(_TABLE - x)
+    x = nodes[:, None] * np.exp(POINTS)
+    value = np.exp(POINTS - x)
     return value.astype(dtype), ((1 - x) * value).astype(dtype)
-
-
-def _log_shares(n: Array, fallen: Array, grid: str) -> tuple[Array, Array]:
-    """Log F [256] and its slope, from 1 - phi [S] at the nodes of a grid."""
-    dtype = fallen.dtype
-    scale = n * quadrature(dtype, grid)[1] * power_of_phi(fallen, n - 1)
-    share, rise = (product(scale, jnp.asarray(k)) for k in _kernels(dtype, grid))
-    return _log(share), rise / jnp.maximum(share, _TINY)
-
-
-def _invert(log_share: Array, slope: Array, ratio: Array) -> Array:
-    """[V] log-weights at which the tabulated log F is `ratio [V]`.
-
-    Cubic between the table's points, and monotone: where F is flat, between the
-    tokens of H* and the others, its digits are noise, and any weight there serves.
-    """
-    height = jax.lax.cummax(log_share)
-    low, rise = height[:-1], jnp.maximum(jnp.diff(height), 1e-9)
-    steepness = 1 / jnp.maximum(slope, 1e-9)
-    left, right = (
-        jnp.minimum(rise * s, 3 * _SPACING) for s in (steepness[:-1], steepness[1:])
-    )
-    # A sum keeps XLA from forming the numbers of a cell anew for each token.
-    cells = jnp.stack([left, right, jnp.full_like(low, _SPACING), low, 1 / rise])
-    cells = jnp.sum(_HERMITE.astype(low.dtype)[..., None] * cells[None], axis=1)
-    cell = jnp.minimum(_cell(height, ratio), len(rise) - 1)
-    cubic, square, linear, low, scale = (
-        row.at[cell].get(mode="promise_in_bounds") for row in cells
-    )
-    u = jnp.clip((ratio - low) * scale, 0, 1)
-    first = _LEAST + _SPACING * cell.astype(ratio.dtype)
-    weights = first + u * (linear + u * (square + u * cubic))
-    weights = jnp.where(ratio < height[0], _LEAST + ratio - height[0], weights)
-    return jnp.where(ratio >= height[-1], LOG_WEIGHT_BOUND, weights)
 
 
 def _cell(table: Array, values: Array) -> Array:
@@ -227,14 +153,3 @@ def _cell(table: Array, values: Array) -> Array:
 
 def _below(table: Array, values: Array) -> Array:
     return jnp.sum(table <= values[:, None], axis=1, dtype=jnp.uint32)
-
-
-def _read(table: Array, log_weights: Array) -> Array:
-    """Values [m] of the `table [256]` at `log_weights [m]`, linear between points."""
-    place = jnp.clip((log_weights - _LEAST) / _SPACING, 0, len(_TABLE) - 1)
-    cell = jnp.minimum(place.astype(jnp.int32), len(_TABLE) - 2)
-    return table[cell] + (place - cell) * (table[cell + 1] - table[cell])
-
-
-def _log(values: Array) -> Array:
-    return jnp.log(jnp.maximum(values, _TINY))

@@ -1,0 +1,13 @@
+"""Rules for whole token trees, one a file, behind `base.TreeVerifier`."""
+
+from globalres_jax.base import TreeVerifier, Verifier
+from globalres_jax.tree_verifiers.optimum import optimum_along
+from globalres_jax.tree_verifiers.top_down import TopDown
+
+
+def as_tree_verifier(rule: Verifier | TreeVerifier) -> TreeVerifier:
+    """A rule for trees as it is; a rule for one position from the root down."""
+    return rule if hasattr(rule, "walk") else TopDown(rule)
+
+
+__all__ = ["TopDown", "as_tree_verifier", "optimum_along"]

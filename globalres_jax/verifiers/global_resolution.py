@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import DraftLaw
 from globalres_jax.transforms import normalized_residual
-from globalres_jax.transport.solvers import ProjectedNewton, RaceSolver
-from globalres_jax.transport.plan import TransportPlan, solve_transport
+from globalres_jax.transport.newton import ProjectedNewton
+from globalres_jax.transport.plan import RaceSolver, TransportPlan, solve_transport
 from globalres_jax.verifiers.rule import Rule, accept_probability
 
 
@@ -43,11 +43,12 @@ class GlobalResolution(Rule):
         self, plan: TransportPlan, p: Array, law: DraftLaw, draft_tokens: Array
     ) -> Decision:
         """Decision from the plan's weights and pick law."""
-        weights = jnp.where(draft_tokens >= 0, plan.weights[draft_tokens], 0)
+        weights = law.lookup(plan.token_weights, draft_tokens)
         picked = weights / (1 + jnp.sum(weights))
-        ratio = accept_probability(p[draft_tokens], plan.pick[draft_tokens])
-        accept = picked * ratio
-        residual = normalized_residual(jnp.maximum(p - plan.pick, 0), p)
+        pick = law.lookup(plan.token_pick, draft_tokens)
+        accept = picked * accept_probability(p[draft_tokens], pick)
+        left = jnp.maximum(p - law.spread(plan.token_pick), 0)
+        residual = normalized_residual(left, p)
         return Decision(accept, (1 - jnp.sum(accept)) * residual)
 
     def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:

@@ -1,4 +1,4 @@
-"""The optimal rule for greedy drafts (Hu et al., arXiv 2502.18779), and SpecHub."""
+"""The optimal rule for greedy drafts (Hu et al., arXiv 2502.18779)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class GreedyDraft(Rule):
     """
 
     serves = (TopPlusSample,)
-    serves_trees = False
 
     def resolve(
         self, plan: tuple, p: Array, law: TopPlusSample, draft_tokens: Array
     ) -> Decision:
-        """Decision from the last slot, then from the fixed ones."""
+        """Decision from the sampled draft, then from the fixed ones."""
         proposal = law.proposal
-        last = draft_tokens[-1]
-        chance = accept_probability(p[last], proposal[last])
-        chance = jnp.where(last >= 0, chance, 0)
-        left = normalized_residual(jnp.maximum(p - proposal, 0), p)
-        accept, left = take_drafted((1 - chance) * left, draft_tokens)
-        return Decision(accept.at[-1].add(chance), left)
+        # Of the drafts only the sampled one has r above zero.
+        drawn = law.lookup(proposal, draft_tokens)
+        chance = accept_probability(p[draft_tokens], drawn)
+        left = normalized_residual(jnp.maximum(p - law.spread(proposal), 0), p)
+        accept, left = take_drafted((1 - jnp.sum(chance)) * left, draft_tokens)
+        return Decision(accept + chance, left)
 
     def acceptance_rate(self, p: Array, law: TopPlusSample) -> Array:
         """P(D) + sum_{i not in D} min(p_i, r_i): []."""
+        p = law.take(p)
         return jnp.sum(jnp.where(law.fixed, p, jnp.minimum(p, law.proposal)))

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
-from globalres_jax.draft_laws import IID
-from globalres_jax.draft_laws.iid import escape_of
+from globalres_jax.draft_laws import IID, DraftLaw
+from globalres_jax.numerics.powers import one_minus_power
 from globalres_jax.transforms import normalized_residual
-from globalres_jax.verifiers.rule import Rule, accept_in_turn
+from globalres_jax.verifiers.rule import Rule, accept_in_turn, accept_probability
 
 _BISECTIONS = 40
 
@@ -39,43 +39,51 @@ class KSeq(Rule):
     With b(r) = sum_i min(p_i / r, q_i) the divisor r in [1, n] solves
     1 - (1 - b)^n = r b; it is rounded up, since a smaller one is not lossless. The
     residual is (p - min(p / r, q) (1 - (1 - b)^n) / b)_+. Accepts at least
-    1 - (1 - 1/n)^n of the optimum.
+    1 - (1 - 1/n)^n of the optimum. One draft of any law is an independent one, and
+    with r = 1 this is single-draft sampling.
     """
 
     serves = (IID,)
 
-    def prepare(self, p: Array, law: IID) -> KSeqPlan:
+    def check(self, law: DraftLaw) -> None:
+        """Raises TypeError for more than one draft of another law."""
+        if not (isinstance(law, DraftLaw) and law.max_drafts == 1):
+            super().check(law)
+
+    def prepare(self, p: Array, law: DraftLaw) -> KSeqPlan:
         """Finds r by bisection."""
-        dtype = jnp.promote_types(p.dtype, law.probs.dtype)
+        p, q, n = law.take(p), law.first, law.num_drafts
+        dtype = jnp.promote_types(p.dtype, q.dtype)
 
         def accept(divisor: Array) -> Array:
-            return jnp.sum(jnp.minimum(p / divisor, law.probs))
+            return jnp.sum(jnp.minimum(p / divisor, q))
 
         def halve(_, bracket):
             low, high = bracket
             middle = 0.5 * (low + high)
             b = accept(middle)
-            enough = escape_of(b, law.num_drafts) <= middle * b
+            enough = one_minus_power(b, n) <= middle * b
             return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-        bracket = jnp.ones((), dtype), jnp.asarray(law.num_drafts, dtype)
+        bracket = jnp.ones((), dtype), jnp.asarray(n, dtype)
         _, divisor = jax.lax.fori_loop(0, _BISECTIONS, halve, bracket)
         b = accept(divisor)
-        return KSeqPlan(divisor, b, escape_of(b, law.num_drafts))
+        return KSeqPlan(divisor, b, one_minus_power(b, n))
 
     def resolve(
-        self, plan: KSeqPlan, p: Array, law: IID, draft_tokens: Array
+        self, plan: KSeqPlan, p: Array, law: DraftLaw, draft_tokens: Array
     ) -> Decision:
         """Decision by one look at each slot."""
-        q = law.probs
-        taken = jnp.minimum(p / plan.divisor, q)
-        chance = taken[draft_tokens] / jnp.where(q > 0, q, 1)[draft_tokens]
-        accept = accept_in_turn(jnp.where(draft_tokens >= 0, chance, 0))
+        q = law.first
+        drawn = law.lookup(q, draft_tokens)
+        chance = accept_probability(p[draft_tokens] / plan.divisor, drawn)
+        accept = accept_in_turn(chance)
         scale = jnp.where(plan.accept > 0, plan.reach, 0)
         scale = scale / jnp.where(plan.accept > 0, plan.accept, 1)
-        residual = normalized_residual(jnp.maximum(p - scale * taken, 0), p)
+        taken = scale * jnp.minimum(law.take(p) / plan.divisor, q)
+        residual = normalized_residual(jnp.maximum(p - law.spread(taken), 0), p)
         return Decision(accept, (1 - jnp.sum(accept)) * residual)
 
-    def acceptance_rate(self, p: Array, law: IID) -> Array:
+    def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """1 - (1 - b)^n: []."""
         return self.prepare(p, law).reach

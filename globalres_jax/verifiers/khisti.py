@@ -10,26 +10,36 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import IID, DraftLaw, Independent
-from globalres_jax.draft_laws.law import mass_beyond
+from globalres_jax.numerics.sums import mass_beyond
 from globalres_jax.transforms import normalized_residual
-from globalres_jax.verifiers.rule import Rule, accept_probability, first_law
+from globalres_jax.verifiers.rule import Rule, accept_probability, check_most_drafts
 
 _SWEEPS = 30
 
 
-class Stage(NamedTuple):
-    """One match of the tournament: the winner so far against the next draft.
+class Match(NamedTuple):
+    """The winner so far against the next draft.
 
     Attributes:
-      rank: [V] place of each token; where no odds are known the first one wins.
-      place: [V] index among the tokens with odds, s for the others.
+      rank: [k] place of each token; where no odds are known the first one wins.
+      place: [k] index among the tokens with odds, s for the others.
       log_odds: [s] of these tokens: i beats j with probability sigmoid(a_i - a_j).
-      pick: [V] law of the winner.
     """
 
     rank: Array
     place: Array
     log_odds: Array
+
+
+class Tournament(NamedTuple):
+    """All matches of up to n drafts, on the law's tokens.
+
+    Attributes:
+      matches: `Match`, stacked [n - 1].
+      pick: [k] law of the winner among the drafts that there are.
+    """
+
+    matches: Match
     pick: Array
 
 
@@ -55,63 +65,63 @@ class Khisti(Rule):
     size: int = 15
 
     serves = (IID, Independent)
-    serves_trees = False
 
-    def prepare(self, p: Array, law: DraftLaw) -> tuple[Stage, ...]:
-        """One stage for every draft after the first."""
-        probs = jnp.atleast_2d(law.probs)
-        tokens = law.support()
-        if tokens is None:
-            tokens = jnp.arange(law.vocab_size)
-        # Tokens beyond a promised support come last, and the first of two wins.
-        beyond = probs.at[:, tokens].set(0)
-        first, first_beyond = probs[0, tokens], beyond[0]
-        size = min(self.size, len(tokens))
-        behind_all = jnp.full(law.vocab_size, law.vocab_size)
-        stages = []
-        for j in range(1, law.num_drafts):
-            j = min(j, len(probs) - 1)
-            left = jnp.sum(first_beyond), jnp.sum(beyond[j])
-            stage = _match(p[tokens], (first, probs[j, tokens]), left, size)
-            first, first_beyond = stage.pick, first_beyond * left[1]
-            stages.append(
-                stage._replace(
-                    rank=behind_all.at[tokens].set(stage.rank),
-                    place=jnp.full(law.vocab_size, size).at[tokens].set(stage.place),
-                    pick=first_beyond.at[tokens].set(first),
-                )
-            )
-        return tuple(stages)
+    def check(self, law: DraftLaw) -> None:
+        """Raises TypeError for another law, ValueError if n has no known bound."""
+        super().check(law)
+        check_most_drafts(self, law, "plays a match for each draft")
+
+    def prepare(self, p: Array, law: DraftLaw) -> Tournament:
+        """Plans the matches of the most drafts; the winner of those played counts."""
+        size = min(self.size, len(law.first))
+        wanted, most = law.take(p), law.max_drafts
+        rows = jnp.broadcast_to(law.token_probs, (most, *law.first.shape))
+
+        def play(winner: Array, following: Array):
+            match, winner = _match(wanted, (winner, following), size)
+            return winner, (match, winner)
+
+        _, (matches, winners) = jax.lax.scan(play, rows[0], rows[1:])
+        picks = jnp.concatenate([rows[:1], winners])
+        return Tournament(matches, picks[law.num_drafts - 1])
 
     def resolve(
-        self, plan: tuple[Stage, ...], p: Array, law: DraftLaw, draft_tokens: Array
+        self, plan: Tournament, p: Array, law: DraftLaw, draft_tokens: Array
     ) -> Decision:
         """Chance of each slot to win, times that of its token to be accepted."""
-        wins = jnp.zeros(draft_tokens.shape, p.dtype).at[0].set(1)
-        for j, stage in enumerate(plan, start=1):
-            stays = _beats(stage, draft_tokens, draft_tokens[j])
+        slots = draft_tokens.shape[0]
+        # Those in use first, in their order: the j-th one plays match j.
+        order = jnp.argsort(draft_tokens < 0, stable=True)
+        tokens = draft_tokens[order]
+
+        def play(wins: Array, slot):
+            match, j = slot
+            stays = _beats(match, law, tokens, tokens[j])
+            stays = jnp.where(tokens[j] >= 0, stays, 1)
             new = jnp.sum(wins * (1 - stays))
-            wins = (wins * stays).at[j].set(new)
-        pick = plan[-1].pick if plan else first_law(law)
-        accept = wins * accept_probability(p[draft_tokens], pick[draft_tokens])
-        residual = normalized_residual(jnp.maximum(p - pick, 0), p)
+            return (wins * stays).at[j].set(new), None
+
+        count = min(law.max_drafts, slots)
+        matches = jax.tree.map(lambda x: x[: count - 1], plan.matches)
+        first = (jnp.arange(slots) == 0).astype(plan.pick.dtype)
+        wins, _ = jax.lax.scan(play, first, (matches, jnp.arange(1, count)))
+        wins = jnp.zeros_like(wins).at[order].set(wins)
+        pick = law.lookup(plan.pick, draft_tokens)
+        accept = wins * accept_probability(p[draft_tokens], pick)
+        residual = normalized_residual(jnp.maximum(p - law.spread(plan.pick), 0), p)
         return Decision(accept, (1 - jnp.sum(accept)) * residual)
 
     def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """sum_i min(beta_i, p_i): []."""
-        plan = self.prepare(p, law)
-        return jnp.sum(jnp.minimum(plan[-1].pick if plan else first_law(law), p))
+        return jnp.sum(jnp.minimum(self.prepare(p, law).pick, law.take(p)))
 
 
-def _match(
-    p: Array, laws: tuple[Array, Array], left: tuple[Array, Array], size: int
-) -> Stage:
-    """The stage for a winner from one law [m] and a draft from the other.
+def _match(p: Array, laws: tuple[Array, Array], size: int) -> tuple[Match, Array]:
+    """A match, and the law of its winner [k].
 
     Args:
-      p: [m] target probabilities of the tokens that are ranked.
-      laws: [m] of the winner so far, and of the next draft.
-      left: [] mass of each on tokens behind all of these.
+      p: [k] target probabilities of the law's tokens.
+      laws: [k] of the winner so far, and of the next draft.
       size: number of tokens with odds.
     """
     first, second = laws
@@ -120,9 +130,7 @@ def _match(
     order = jnp.argsort(-score)
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
     # By order alone: i wins against every token behind it, and against itself.
-    after_first, after_second = (
-        mass_beyond(q[order])[1:] + rest for q, rest in zip(laws, left, strict=True)
-    )
+    after_first, after_second = (mass_beyond(q[order])[1:] for q in laws)
     both = first[order] * second[order]
     won = first[order] * after_second + second[order] * after_first + both
     by_order = jnp.zeros_like(p).at[order].set(won)
@@ -146,15 +154,15 @@ def _match(
     start = jnp.log(jnp.maximum(score[tokens], 1e-12))
     log_odds = jax.lax.fori_loop(0, _SWEEPS, sweep, jnp.clip(start, -30, 30))
     pick = by_order.at[tokens].set(winners(log_odds))
-    return Stage(rank, place, log_odds, pick)
+    return Match(rank, place, log_odds), pick
 
 
-def _beats(stage: Stage, tokens: Array, other: Array) -> Array:
+def _beats(match: Match, law: DraftLaw, tokens: Array, other: Array) -> Array:
     """[n] probability that each of `tokens [n]` wins against `other []`."""
-    size = stage.log_odds.shape[0]
-    log_odds = jnp.append(stage.log_odds, 0)
-    mine, theirs = stage.place[tokens], stage.place[other]
-    known = (mine < size) & (theirs < size)
-    odds = jax.nn.sigmoid(log_odds[mine] - log_odds[theirs])
-    ahead = stage.rank[tokens] <= stage.rank[other]
-    return jnp.where(known & (tokens != other), odds, ahead)
+    size = match.log_odds.shape[0]
+    log_odds = jnp.append(match.log_odds, 0)
+    place, rank = (law.lookup(x, tokens) for x in (match.place, match.rank))
+    theirs, their_rank = (law.lookup(x, other[None]) for x in (match.place, match.rank))
+    known = (place < size) & (theirs < size)
+    odds = jax.nn.sigmoid(log_odds[place] - log_odds[theirs])
+    return jnp.where(known & (tokens != other), odds, rank <= their_rank)

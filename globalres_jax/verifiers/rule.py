@@ -1,14 +1,18 @@
-"""What all single-step rules share: `decide`, and the check of the draft law."""
+"""What our single-position rules share: `decide`, and the check of the draft law.
+
+`base.Verifier` is all that a rule has to be; this base class is a convenience.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 
 from globalres_jax.base import Array, Decision
+from globalres_jax.draft_laws import DraftLaw
 from globalres_jax.validation import as_distribution, same_vocabulary
-from globalres_jax.draft_laws import DraftLaw, Independent
 
 
 def accept_probability(p: Array, q: Array) -> Array:
@@ -27,19 +31,27 @@ def take_drafted(emitted: Array, draft_tokens: Array) -> tuple[Array, Array]:
 
     A token drafted twice is counted at its first slot.
     """
-    slots = jnp.arange(draft_tokens.shape[0])
-    same = draft_tokens[:, None] == draft_tokens[None]
-    repeated = jnp.any(same & (slots[None] < slots[:, None]), axis=1)
-    counts = (draft_tokens >= 0) & ~repeated
+    used = draft_tokens >= 0
     # A negative index would count from the end.
-    place = jnp.where(draft_tokens >= 0, draft_tokens, emitted.shape[0])
+    place = jnp.where(used, draft_tokens, emitted.shape[0])
     rest = emitted.at[place].set(0, mode="drop")
+    counts = used & first_of_each(draft_tokens)
     return jnp.where(counts, emitted[draft_tokens], 0), rest
 
 
-def first_law(law: DraftLaw) -> Array:
-    """[V] law of the first draft."""
-    return law.probs[0] if isinstance(law, Independent) else law.probs
+def first_of_each(tokens: Array) -> Array:
+    """[..., n] bool: True where a token stands for the first time."""
+    n = tokens.shape[-1]
+    equal = tokens[..., :, None] == tokens[..., None, :]
+    earlier = jnp.tril(jnp.ones((n, n), bool), k=-1)
+    return ~jnp.any(equal & earlier.reshape((1,) * (equal.ndim - 2) + (n, n)), axis=-1)
+
+
+def outside_law(p: Array, law: DraftLaw) -> Array:
+    """`p [V]` without the tokens that the law can draw."""
+    if law.tokens is None:
+        return jnp.zeros_like(p)
+    return p.at[law.tokens].set(0, mode="promise_in_bounds", unique_indices=True)
 
 
 class Rule:
@@ -47,11 +59,9 @@ class Rule:
 
     Attributes:
       serves: draft laws that the rule is lossless for.
-      serves_trees: whether the number of drafts may be data, as in a token tree.
     """
 
-    serves: tuple[type, ...] = ()
-    serves_trees: bool = True
+    serves: ClassVar[tuple[type, ...]] = ()
 
     def check(self, law: Any) -> None:
         """Raises TypeError if the rule does not serve this draft law."""
@@ -64,15 +74,24 @@ class Rule:
 
     def prepare(self, p: Array, law: Any) -> Any:
         """What does not depend on the drafted tokens; nothing by default."""
+        del p, law
         return ()
 
     def resolve(self, plan: Any, p: Array, law: Any, draft_tokens: Array) -> Decision:
         """Decision for the drafted tokens, from what `prepare` returned."""
         raise TypeError(f"{type(self).__name__} does not define resolve")
 
+    def has_acceptance_rate(self, law: Any) -> bool:
+        """Whether `acceptance_rate` is known for this law without enumeration."""
+        del law
+        return type(self).acceptance_rate is not Rule.acceptance_rate
+
     def acceptance_rate(self, p: Array, law: Any) -> Array:
         """Probability that a draft is accepted, without enumerating drafts: []."""
-        raise TypeError(f"{type(self).__name__} does not define acceptance_rate")
+        raise TypeError(
+            f"{type(self).__name__} does not define acceptance_rate for "
+            f"{type(law).__name__}"
+        )
 
     def decide(self, p: Array, law: Any, draft_tokens: Array) -> Decision:
         """The law of the emitted token, given the drafts.
@@ -80,8 +99,8 @@ class Rule:
         Args:
           p: [V] target distribution.
           law: the law that the drafts were drawn from.
-          draft_tokens: [n] integers; slots that hold `NO_TOKEN` are not in use, and
-            the others must be as many as `law.num_drafts`.
+          draft_tokens: [m] integers; slots that hold `NO_TOKEN` are not in use, and
+            the others must be as many as `law.num_drafts`, in the law's order.
 
         Returns:
           A `Decision`.
@@ -98,9 +117,19 @@ class Rule:
             raise ValueError(
                 f"draft_tokens: expected shape [n], got {draft_tokens.shape}"
             )
-        if isinstance(law.num_drafts, int) and draft_tokens.shape[0] < law.num_drafts:
+        fixed = isinstance(law.num_drafts, int | np.integer)
+        if fixed and draft_tokens.shape[0] < law.num_drafts:
             raise ValueError(
                 f"draft_tokens: {draft_tokens.shape[0]} slots for a law that draws "
                 f"{law.num_drafts}"
             )
         return self.resolve(self.prepare(p, law), p, law, draft_tokens)
+
+
+def check_most_drafts(rule: Rule, law: DraftLaw, why: str) -> None:
+    """Raises ValueError where nobody said how many drafts there are at most."""
+    if law.max_drafts is None:
+        raise ValueError(
+            f"num_drafts: {type(rule).__name__} {why} and needs a Python int, or "
+            f"max_drafts beside a number that is data; got {law.num_drafts!r}"
+        )

@@ -6,12 +6,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from globalres_jax.base import Array, Decision
-from globalres_jax.draft_laws import IID, DraftLaw, Independent, WithoutReplacement
+from globalres_jax.draft_laws import DraftLaw
 from globalres_jax.transforms import normalized_residual
-from globalres_jax.verifiers.rule import Rule, accept_probability, first_law
+from globalres_jax.verifiers.rule import Rule, accept_probability
 
 
 @jax.tree_util.register_static
@@ -19,15 +18,16 @@ from globalres_jax.verifiers.rule import Rule, accept_probability, first_law
 class SingleDraft(Rule):
     """Accept x with probability min(1, p(x) / q(x)), else draw from (p - q)_+.
 
-    Optimal for one draft: it accepts with probability sum_i min(p_i, q_i).
+    Serves every law of one draft, and is optimal there: it accepts with probability
+    sum_i min(p_i, q_i).
     """
 
-    serves = (IID, Independent, WithoutReplacement)
+    serves = (DraftLaw,)
 
     def check(self, law: DraftLaw) -> None:
-        """Raises TypeError for another law, ValueError for more than one draft."""
+        """Raises TypeError for no law, ValueError if there may be more than a draft."""
         super().check(law)
-        if isinstance(law.num_drafts, int | np.integer) and law.num_drafts != 1:
+        if law.max_drafts != 1:
             raise ValueError(
                 f"num_drafts: SingleDraft verifies 1 draft, got {law.num_drafts}"
             )
@@ -36,12 +36,12 @@ class SingleDraft(Rule):
         self, plan: tuple, p: Array, law: DraftLaw, draft_tokens: Array
     ) -> Decision:
         """Decision for the one slot in use."""
-        q = first_law(law)
-        ratio = accept_probability(p[draft_tokens], q[draft_tokens])
-        accept = jnp.where(draft_tokens >= 0, ratio, 0)
-        residual = normalized_residual(jnp.maximum(p - q, 0), p)
+        drawn = law.lookup(law.first, draft_tokens)
+        accept = accept_probability(p[draft_tokens], drawn)
+        left = jnp.maximum(p - law.spread(law.first), 0)
+        residual = normalized_residual(left, p)
         return Decision(accept, (1 - jnp.sum(accept)) * residual)
 
     def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """sum_i min(p_i, q_i): []."""
-        return jnp.sum(jnp.minimum(p, first_law(law)))
+        return jnp.sum(jnp.minimum(law.take(p), law.first))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import TopPlusSample
-from globalres_jax.verifiers.rule import Rule
+from globalres_jax.verifiers.rule import Rule, accept_probability
 
 
 @jax.tree_util.register_static
@@ -25,7 +25,6 @@ class SpecHub(Rule):
     """
 
     serves = (TopPlusSample,)
-    serves_trees = False
 
     def check(self, law: TopPlusSample) -> None:
         """Raises TypeError for another law, ValueError unless it draws two drafts."""
@@ -40,20 +39,18 @@ class SpecHub(Rule):
     ) -> Decision:
         """Decision from the mass of the drafted pair."""
         hub, proposal = law.top[0], law.proposal
-        token = draft_tokens[1]
-        drawn = token >= 0
-        mass = jnp.where(drawn, proposal[token], 1)
-        paid = jnp.where(drawn, jnp.minimum(p[token], mass), 0)
-        chance = paid / jnp.where(mass > 0, mass, 1)
+        drawn = law.lookup(proposal, draft_tokens)
+        # Of the pair only the sampled draft has r above zero.
+        chance = accept_probability(p[draft_tokens], drawn)
+        share = 1 - jnp.sum(chance)
         # What all pairs have left, as a sum of what lacks: p_a + sum (p - r)_+.
-        lacking = jnp.where(jnp.arange(p.shape[0]) == hub, 0, p - proposal)
-        lacking = jnp.maximum(lacking, 0)
+        lacking = jnp.maximum(p - law.spread(proposal), 0).at[hub].set(0)
         left = p[hub] + jnp.sum(lacking)
-        share = (1 - chance) / jnp.where(left > 0, left, 1)
-        accept = jnp.stack([jnp.where(left > 0, share * p[hub], 1 - chance), chance])
-        return Decision(accept, share * lacking)
+        to_hub = jnp.where(left > 0, p[hub] / jnp.where(left > 0, left, 1), 1)
+        accept = chance + share * jnp.where(draft_tokens == hub, to_hub, 0)
+        return Decision(accept, share * lacking / jnp.where(left > 0, left, 1))
 
     def acceptance_rate(self, p: Array, law: TopPlusSample) -> Array:
         """p_a + sum_{i != a} min(p_i, r_i): []."""
         self.check(law)
-        return p[law.top[0]] + jnp.sum(jnp.minimum(p, law.proposal))
+        return p[law.top[0]] + jnp.sum(jnp.minimum(law.take(p), law.proposal))

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
-from globalres_jax.draft_laws import IID, DraftLaw, Independent
+from globalres_jax.draft_laws import DraftLaw, Independent
+from globalres_jax.numerics.powers import one_minus_power
 from globalres_jax.verifiers.rule import Rule, take_drafted
 
 
@@ -30,11 +31,10 @@ class TargetSample(Rule):
 
     def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """sum_i p_i Pr[i is drafted]: []."""
-        if isinstance(law, IID):
-            absent = jnp.exp(law.num_drafts * jnp.log1p(-jnp.minimum(law.probs, 1)))
+        if law.joins:
+            drafted = one_minus_power(law.first, law.num_drafts)
         elif isinstance(law, Independent):
-            absent = jnp.prod(1 - law.probs, axis=0)
-        else:
-            every = jnp.ones((1, law.vocab_size), p.dtype)
-            absent = 1 - law.moments(every).mean[0]  # a token is drafted once at most
-        return jnp.sum(p * (1 - absent))
+            drafted = 1 - jnp.prod(1 - law.token_probs, axis=0)
+        else:  # no token is drafted twice
+            drafted = law.moments(jnp.ones((1, *law.first.shape), law.dtype)).mean[0]
+        return jnp.sum(law.take(p) * drafted)

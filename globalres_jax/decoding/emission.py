@@ -1,0 +1,83 @@
+"""What a step adds to the text: up to an end token, or to the cap of the row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from globalres_jax.base import Array, Emitted, Walk
+from globalres_jax.cache import write_slots
+
+
+def emit(
+    walk: Walk, tokens: Array, budget: Array, ends: Array
+) -> tuple[Emitted, Array]:
+    """The tokens of a walk that become text, and whether each row ends with them.
+
+    Args:
+      walk: of each row, leaves [B, ...].
+      tokens: [B, N] token at each node of the tree.
+      budget: [B] most tokens that a row may still emit; 0 for one that has ended.
+      ends: [B, E] tokens that end a row, -1 for none.
+
+    Returns:
+      The emitted tokens, an end token the last of them, and [B] bool.
+    """
+    batch, depth = walk.nodes.shape
+    index = jnp.arange(depth + 1)[None, :]
+    accepted = walk.accept_length[:, None]
+    path = jnp.take_along_axis(tokens, walk.nodes, axis=1)
+    beyond = walk.next_token[:, None]
+    text = jnp.where(index < accepted, jnp.concatenate([path, beyond], 1), beyond)
+
+    is_end = jnp.any(text[:, :, None] == ends[:, None, :], axis=-1)
+    is_end = is_end & (index <= accepted)
+    met_end = jnp.any(is_end, axis=1)
+    length = jnp.where(met_end, jnp.argmax(is_end, axis=1) + 1, accepted[:, 0] + 1)
+    count = jnp.minimum(length, budget)
+    ended = (count == budget) | (met_end & (count == length))
+    root = jnp.zeros((batch, 1), walk.nodes.dtype)
+    return (
+        Emitted(
+            tokens=text,
+            count=count,
+            node=jnp.concatenate([root, walk.nodes], axis=1),
+            from_draft=index < accepted,
+        ),
+        ended,
+    )
+
+
+class TextBuffer(NamedTuple):
+    """The text that a batch has written.
+
+    Attributes:
+      tokens: [B, T] filler beyond `lengths`.
+      from_draft: [B, T] whether each had been drafted.
+      lengths: [B].
+    """
+
+    tokens: Array
+    from_draft: Array
+    lengths: Array
+
+    def extend(self, emitted: Emitted) -> TextBuffer:
+        """The text with what a step emitted behind it."""
+        index = jnp.arange(emitted.tokens.shape[1])[None, :]
+        kept = index < emitted.count[:, None]
+        slots = jnp.where(kept, self.lengths[:, None] + index, self.tokens.shape[1])
+        return TextBuffer(
+            write_slots(self.tokens, slots, emitted.tokens),
+            write_slots(self.from_draft, slots, emitted.from_draft),
+            self.lengths + emitted.count,
+        )
+
+
+def empty_text(batch: int, size: int, filler: int) -> TextBuffer:
+    """Room for `size` tokens a row."""
+    return TextBuffer(
+        jnp.full((batch, size), filler, jnp.int32),
+        jnp.zeros((batch, size), bool),
+        jnp.zeros(batch, jnp.int32),
+    )

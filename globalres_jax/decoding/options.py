@@ -1,0 +1,100 @@
+"""Sampling options as data: each row of a batch may have its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from globalres_jax.base import Array
+from globalres_jax.transforms import check_filters, probabilities
+from globalres_jax.validation import is_concrete
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """What the logits of target and draft go through, in this order.
+
+    Numbers, or arrays [B] with one for each row of a batch. As arrays under `jit` they
+    are data: other values are the same program. A filter that is None is not compiled.
+
+    Attributes:
+      temperature: divides the logits; 0 is greedy.
+      top_k: keep exactly this many most likely tokens.
+      top_p: keep the fewest most likely tokens that together reach this mass.
+      min_p: keep tokens at least this fraction as likely as the most likely one.
+      max_top_k: no `top_k` is larger. It fixes shapes, so it is static; found by
+        itself where the values can be seen.
+      greedy: whether the temperature is known to be 0 in every row; likewise.
+
+    Raises:
+      ValueError: an option out of range, or a `top_k` above `max_top_k`.
+    """
+
+    temperature: Any = 1.0
+    top_k: Any = None
+    top_p: Any = None
+    min_p: Any = None
+    max_top_k: int | None = dataclasses.field(default=None, metadata={"static": True})
+    greedy: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def __post_init__(self):
+        values = (self.temperature, self.top_k, self.top_p, self.min_p)
+        if not all(value is None or _is_number(value) for value in values):
+            return  # JAX rebuilds pytrees with placeholders for leaves
+        check_filters(*values)
+        if is_concrete(self.temperature):
+            greedy = bool(np.all(np.asarray(self.temperature) == 0))
+            object.__setattr__(self, "greedy", greedy)
+        if self.top_k is None or not is_concrete(self.top_k):
+            return
+        largest = int(np.max(np.asarray(self.top_k)))
+        if self.max_top_k is None:
+            object.__setattr__(self, "max_top_k", largest)
+        elif largest > self.max_top_k:
+            raise ValueError(
+                f"top_k: {largest} is larger than max_top_k, {self.max_top_k}"
+            )
+
+    @property
+    def max_support(self) -> int | None:
+        """Most tokens that a filtered row can have, as far as shapes know it."""
+        return 1 if self.greedy else self.max_top_k
+
+    def for_rows(self, batch: int) -> SamplingOptions:
+        """The same with every option as an array [B]; ValueError for another B."""
+
+        def rows(name: str, dtype) -> Array | None:
+            value = getattr(self, name)
+            if value is None:
+                return None
+            array = jnp.asarray(value, dtype)
+            if array.shape not in ((), (batch,)):
+                raise ValueError(
+                    f"{name}: expected a number or {batch}, one for each row, got "
+                    f"shape {array.shape}"
+                )
+            return jnp.broadcast_to(array, (batch,))
+
+        return dataclasses.replace(
+            self,
+            temperature=rows("temperature", jnp.float32),
+            top_k=rows("top_k", jnp.int32),
+            top_p=rows("top_p", jnp.float32),
+            min_p=rows("min_p", jnp.float32),
+        )
+
+    def to_probabilities(self, logits: Array) -> Array:
+        """The distributions that `logits [B, ..., V]` stand for."""
+        temperature = 0.0 if self.greedy else self.temperature
+        return probabilities(
+            logits, temperature, self.top_k, self.top_p, self.min_p, self.max_top_k
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | jax.Array | np.ndarray | np.generic)

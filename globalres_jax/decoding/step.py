@@ -1,0 +1,150 @@
+"""The decoding step: propose, score, verify, emit, commit.
+
+Up to `tree.depth + 1` tokens a row for one call of the target. Every piece takes and
+returns values; rows have their own lengths, keys, options and ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from globalres_jax.base import (
+    Array,
+    Cache,
+    Drafter,
+    Emitted,
+    Model,
+    Proposal,
+    State,
+    Walk,
+)
+from globalres_jax.decoding.config import SampledPolicy, SpeculativeConfig
+from globalres_jax.decoding.emission import emit
+from globalres_jax.decoding.metrics import Metrics, count_step
+from globalres_jax.decoding.options import SamplingOptions
+from globalres_jax.tree import TokenTree, tree_mask
+from globalres_jax.tree_verifiers import optimum_along
+
+
+class StepState(NamedTuple):
+    """What one step needs of the steps before it.
+
+    Attributes:
+      keys: [B] random key of each row.
+      steps: [B] number of steps that each row has taken.
+      budget: [B] tokens that each row may still emit; 0 where it has ended.
+      cache: the target's; all of the text but its last token.
+      draft: the drafter's state.
+      metrics: counts.
+    """
+
+    keys: Array
+    steps: Array
+    budget: Array
+    cache: Cache
+    draft: State
+    metrics: Metrics
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What stays the same from step to step.
+
+    Attributes:
+      target: the model whose distribution the text has.
+      drafter: where drafts come from.
+      options: sampling options, arrays [B].
+      ends: [B, E] tokens that end a row, -1 for none.
+      config: all that fixes the program.
+    """
+
+    target: Model
+    drafter: Drafter
+    options: SamplingOptions
+    ends: Array
+    config: SpeculativeConfig = dataclasses.field(metadata={"static": True})
+
+
+def decode_step(state: StepState, request: Request) -> tuple[StepState, Emitted]:
+    """One step of all rows; those that have ended emit nothing."""
+    key_draft, key_verify = step_keys(state.keys, state.steps)
+    proposal, draft = propose(key_draft, state.draft, request)
+    p, cache = score(state.cache, proposal.tokens, request)
+    walk, optimum = verify(key_verify, proposal, p, request)
+    emitted, ended = emit(walk, proposal.tokens, state.budget, request.ends)
+    cache, draft = commit(cache, draft, emitted, request)
+    running = state.budget > 0
+    tree = request.config.token_tree
+    following = StepState(
+        keys=state.keys,
+        steps=state.steps + running,
+        budget=jnp.where(ended, 0, state.budget - emitted.count),
+        cache=cache,
+        draft=draft,
+        metrics=count_step(state.metrics, tree, running, walk, optimum),
+    )
+    return following, emitted
+
+
+def step_keys(keys: Array, steps: Array) -> tuple[Array, Array]:
+    """Keys ([B], [B]) of one step, for drafting and for verification."""
+
+    def row(key: Array, step: Array) -> tuple[Array, Array]:
+        key_draft, key_verify = jax.random.split(jax.random.fold_in(key, step))
+        return key_draft, key_verify
+
+    return jax.vmap(row)(keys, steps)
+
+
+def propose(keys: Array, state: State, request: Request) -> tuple[Proposal, State]:
+    """1. A tree of drafts for each row."""
+    config, vocab_size = request.config, request.target.vocab_size
+    policy = SampledPolicy(config, request.options, vocab_size)
+    return request.drafter.propose(keys, state, config.token_tree, policy)
+
+
+def score(cache: Cache, tokens: Array, request: Request) -> tuple[Array, Cache]:
+    """2. p [B, N, V] after every node [B, N], from one call of the target.
+
+    The tree then lies in the cache behind the text, whose length stays what it was.
+    """
+    tree, target, base = request.config.token_tree, request.target, cache.length
+    mask = tree_mask(tree, np.arange(tree.num_nodes), base, cache.capacity)
+    positions = base[:, None] + jnp.asarray(tree.depths)[None, :]
+    logits, cache = target.apply(target.params, tokens, positions, cache, mask)
+    return request.options.to_probabilities(logits), cache.with_length(base)
+
+
+def verify(
+    keys: Array, proposal: Proposal, p: Array, request: Request
+) -> tuple[Walk, Array]:
+    """3. A walk for each row; and the optimum at its nodes [B, D], if asked for."""
+    config = request.config
+    tree, rule = config.token_tree, config.tree_verifier
+    rule.check(tree, proposal.laws)
+
+    def row(key, tokens, p, laws) -> tuple[Walk, Array]:
+        walk = rule.walk(key, tree, tokens, p, laws)
+        if not config.measure_optimum:
+            return walk, jnp.zeros(tree.depth, p.dtype)
+        return walk, optimum_along(tree, tokens, p, laws, walk)
+
+    return jax.vmap(row)(keys, proposal.tokens, p, proposal.laws)
+
+
+def commit(
+    cache: Cache, draft: State, emitted: Emitted, request: Request
+) -> tuple[Cache, State]:
+    """5. Target and drafter keep what became text, and forget the rest of the tree.
+
+    (4, what becomes text, is `emission.emit`.)
+    """
+    path = emitted.node[:, 1:]
+    cache = cache.keep_path(cache.length, path, emitted.count)
+    return cache, request.drafter.commit(draft, emitted)

@@ -1,0 +1,108 @@
+"""The exact law of a whole decoding step, by enumeration of every drafted tree.
+
+Texts of d tokens over a vocabulary of V are numbered 0 to V^d - 1, first token first:
+text y after text x is x V + y. A language model is a table for each d, [V^d, V].
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from globalres_jax.base import Array, TreeVerifier
+from globalres_jax.tree import TokenTree
+
+_MOST_TREES = 200_000
+
+
+def joint_law(tables: Sequence[Array]) -> Array:
+    """The law of the first D + 1 tokens, [V^(D + 1)], from tables [V^d, V], d <= D."""
+    law = jnp.ones(1, tables[0].dtype)
+    for table in tables:
+        law = (law[:, None] * table).reshape(-1)
+    return law
+
+
+def step_law(
+    rule: TreeVerifier,
+    tree: TokenTree,
+    target: Sequence[Array],
+    draft: Callable[[int, int], object],
+) -> Array:
+    """The law of D + 1 tokens, of which one step emits the first and p the others.
+
+    All trees that can be drafted are enumerated, and all outcomes of the rule. The rule
+    is lossless if the result equals `joint_law(target)`.
+
+    Args:
+      rule: rule for trees; hashable.
+      tree: shape, of depth D.
+      target: for each d from 0 to D the table [V^d, V] of p.
+      draft: `draft(level, num_drafts)` gives the laws of that many drafts after every
+        text of `level` tokens, stacked [V^level].
+
+    Returns:
+      [V^(D + 1)].
+    """
+    laws = tuple(draft(group.level, group.num_children) for group in tree.groups)
+    size = target[0].shape[-1]
+    if size ** (tree.num_nodes - 1) > _MOST_TREES:
+        raise ValueError(
+            f"tree: {size}^{tree.num_nodes - 1} drafted trees are too many to enumerate"
+        )
+    return _step_law(tuple(target), laws, rule=rule, tree=tree)
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "tree"))
+def _step_law(target: tuple, laws: tuple, *, rule, tree: TokenTree) -> Array:
+    size = target[0].shape[-1]
+    grid = itertools.product(range(size), repeat=tree.num_nodes - 1)
+    trees = jnp.asarray([(0, *drawn) for drawn in grid], jnp.int32)
+
+    def outcome(tokens: Array) -> tuple[Array, Array, Array]:
+        """Text of each node [N], and chance of the tree and of each emission [N, V]."""
+        text = _texts(tree, tokens, size)
+        p = jnp.stack(
+            [target[depth][text[node]] for node, depth in enumerate(tree.depths)]
+        )
+        drawn_from, chance = [], jnp.ones((), p.dtype)
+        for group, law in zip(tree.groups, laws, strict=True):
+            of_nodes = jax.tree.map(lambda x, at=text[group.nodes]: x[at], law)
+            children = tokens[group.children]
+            each = jax.vmap(lambda one, x: one.draft_probability(x))(of_nodes, children)
+            chance = chance * jnp.prod(each)
+            drawn_from.append(of_nodes)
+        decision = rule.law(tree, tokens, p, tuple(drawn_from))
+        return text, chance, decision.stop[:, None] * decision.next
+
+    texts, chances, emitted = jax.vmap(outcome)(trees)
+    emitted = chances[:, None, None] * emitted
+    law = jnp.zeros(1, emitted.dtype)
+    for depth, nodes in enumerate(tree.levels):
+        # What was emitted before goes on as the target does.
+        law = law[:, None] * target[depth]
+        law = law.at[texts[:, nodes]].add(emitted[:, nodes]).reshape(-1)
+    return law
+
+
+def _texts(tree: TokenTree, tokens: Array, size: int) -> Array:
+    """Number of the text down to each node: [N]."""
+    texts = [jnp.zeros((), jnp.int32)]
+    for node in range(1, tree.num_nodes):
+        texts.append(texts[tree.parents[node]] * size + tokens[node])
+    return jnp.stack(texts)
+
+
+def random_tables(
+    rng: np.random.Generator, size: int, depth: int, spread: float = 0.7
+) -> list[Array]:
+    """A random model of texts up to `depth` tokens: tables [V^d, V]."""
+    return [
+        jnp.asarray(rng.dirichlet(np.full(size, spread), size**d))
+        for d in range(depth + 1)
+    ]
