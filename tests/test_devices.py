@@ -124,8 +124,12 @@ def test_one_device_eight_devices_and_two_processes_write_the_same():
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
     pair = [python(TWO, here, str(i), port, devices=2) for i in range(2)]
-    for process in pair:
-        assert output(process) == wanted
+    try:
+        assert [output(process) for process in pair] == [wanted, wanted]
+    finally:
+        for process in pair:  # where one fails, the other waits for it
+            process.kill()
+            process.communicate()
 
 
 def test_a_mesh_without_an_axis_for_models_replicates_them():
