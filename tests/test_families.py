@@ -11,7 +11,8 @@ from loaded import CAPACITY, DATA, FAMILIES, LENGTH, apply, causal, golden, pref
 
 import globalres_jax as gr
 from globalres_jax.models.description import Description
-from globalres_jax.models.layers import Rope, dropout
+from globalres_jax.models.layers import dropout
+from globalres_jax.models.rope import Rope
 from globalres_jax.models.saving import save
 from globalres_jax.tree import paths, tree_mask
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 import globalres_jax as gr
 from globalres_jax.models.gguf_file import SUPPORTED_TYPES, GGUFFile
+from globalres_jax.models.rope import llama3_factors
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -85,7 +86,7 @@ def write(path, name, quantise=None, tokens=None, edit=None, drop=()):
     if whole["rope_type"] == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor")
         names = (*names, "original_max_position_embeddings")
-        factors = gr.models.layers.llama3_factors(
+        factors = llama3_factors(
             whole["rope_theta"], config["head_dim"], *(whole[n] for n in names)
         )
         writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))

@@ -62,7 +62,10 @@ def test_training_lowers_the_loss_and_what_it_writes_decodes(
     assert overlap(trained, learned[1]) > overlap(trained, learned[0])
 
     prompt = jnp.asarray([target.tokenizer.encode("the cat")])
-    config = gr.SpeculativeConfig(num_drafts=1, draft_length=1, temperature=0)
+    rule = gr.verifiers.SingleDraft()
+    config = gr.SpeculativeConfig(
+        num_drafts=1, draft_length=1, verifier=rule, temperature=0
+    )
     lengths = jnp.array([prompt.shape[1]])
     spoken = gr.generate(jax.random.key(0), target, draft, prompt, lengths, config, 6)
     # Greedy: each token is the target's likeliest after those before it.
