@@ -14,7 +14,12 @@ import globalres_jax as gr
 from globalres_jax import models
 from globalres_jax.decoding import loop, step
 from globalres_jax.base import Model
-from globalres_jax.verifiers import GlobalResolution, RecursiveRejection, SingleDraft
+from globalres_jax.verifiers import (
+    GlobalResolution,
+    GreedyDraft,
+    RecursiveRejection,
+    SingleDraft,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -72,10 +77,28 @@ CONFIGS = {
         num_drafts=1, draft_length=3, temperature=TEMPERATURE, verifier=SingleDraft()
     ),
     "branching": gr.SpeculativeConfig(
-        tree=gr.tree.branching((1, 2, 2)), temperature=TEMPERATURE
+        tree=gr.tree.branching((1, 2, 2)),
+        verifier=RecursiveRejection(),
+        temperature=TEMPERATURE,
+    ),
+    "different drafts": gr.SpeculativeConfig(
+        tree=gr.tree.branching((2, 2)),
+        law=(gr.WithoutReplacement, gr.IID),
+        verifier=RecursiveRejection(),
+        temperature=TEMPERATURE,
+    ),
+    "ragged, likeliest first": gr.SpeculativeConfig(
+        tree=gr.tree.from_parents([-1, 0, 0, 1, 1, 2]),
+        law=gr.TopPlusSample,
+        verifier=GreedyDraft(),
+        temperature=TEMPERATURE,
     ),
     "plain": gr.SpeculativeConfig(draft_length=0, temperature=TEMPERATURE),
 }
+#: Where the rule does not matter, one that compiles fast.
+CHEAP = gr.SpeculativeConfig(
+    num_drafts=2, draft_length=2, verifier=RecursiveRejection(), measure_optimum=False
+)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -119,7 +142,7 @@ def test_mutant_bonus_token_without_temperature(pair, mutation):
         return jnp.where(leaves[None, :, None], cold, p), cache
 
     mutation.setattr(step, "score", cold_leaves)
-    assert worst_chi_square_p_value(pair, CONFIGS["global"]) < FIVE_SIGMA
+    assert worst_chi_square_p_value(pair, CONFIGS["recursive"]) < FIVE_SIGMA
 
 
 def test_mutant_draft_law_that_was_not_sampled(pair, mutation):
@@ -131,7 +154,7 @@ def test_mutant_draft_law_that_was_not_sampled(pair, mutation):
         return proposal._replace(laws=flat), state
 
     mutation.setattr(step, "propose", claims_flat_rows)
-    assert worst_chi_square_p_value(pair, CONFIGS["global"]) < FIVE_SIGMA
+    assert worst_chi_square_p_value(pair, CONFIGS["recursive"]) < FIVE_SIGMA
 
 
 def greedy(table: np.ndarray, start: int, length: int) -> list[int]:
@@ -141,7 +164,7 @@ def greedy(table: np.ndarray, start: int, length: int) -> list[int]:
     return text[1:]
 
 
-@pytest.mark.parametrize("verifier", [GlobalResolution(), RecursiveRejection()])
+@pytest.mark.parametrize("verifier", [GlobalResolution()])
 def test_one_hot_target_leaves_no_choice(verifier):
     table = np.eye(6)[[3, 0, 5, 1, 2, 4]]
     target = gr.testing.markov_model(jnp.asarray(table, jnp.float32))
@@ -175,7 +198,7 @@ def test_stops_at_ends_and_caps_of_each_row_and_nothing_leaks():
     """Greedy text 3 1 0 3 1 0 ... or 4 2 5 4 ...: the cut is known in advance."""
     table = np.eye(6)[[3, 0, 5, 1, 2, 4]]
     model = gr.testing.markov_model(jnp.asarray(table, jnp.float32))
-    config = gr.SpeculativeConfig(num_drafts=2, draft_length=3)
+    config = dataclasses.replace(CHEAP, draft_length=3)
     # One token, or two, of which the first that is met ends a row; -1 is none.
     ends = [(-1, -1), (0, -1), (2, -1), (4, -1), (5, -1), (1, 2), (5, 0)]
     rows = [(s, e, cap) for s in (0, 5) for e in ends for cap in (1, 2, 5, 9)]
@@ -203,7 +226,7 @@ def test_text_ends_at_the_models_own_end_unless_told_otherwise():
     table = np.eye(6)[[3, 0, 5, 1, 2, 4]]
     model = gr.testing.markov_model(jnp.asarray(table, jnp.float32))
     model = dataclasses.replace(model, eos_id=(1,))
-    config = gr.SpeculativeConfig(num_drafts=2, draft_length=2)
+    config = CHEAP
 
     def length(**changes):
         result = gr.generate(
@@ -226,7 +249,7 @@ def test_a_row_does_not_depend_on_its_batch(pair):
     prompts = jnp.array([[0, 1, 2], [2, 0, 0], [1, 1, 0]])
     lengths = jnp.array([3, 1, 2])
     keys = jax.random.split(jax.random.key(5), 3)
-    config = CONFIGS["global"]
+    config = CHEAP
     together = gr.generate(keys, *pair, prompts, lengths, config, 30)
     for row in range(3):
         one = slice(row, row + 1)
@@ -244,7 +267,7 @@ def test_a_row_does_not_depend_on_its_batch(pair):
 
 
 def test_jit_of_the_whole_and_no_recompilation(pair):
-    prompts, config = jnp.array([[0, 1, 2]]), CONFIGS["global"]
+    prompts, config = jnp.array([[0, 1, 2]]), CHEAP
     jitted = jax.jit(
         gr.generate, static_argnames=("config", "max_new_tokens", "eos_id")
     )
@@ -270,7 +293,7 @@ def test_jit_of_the_whole_and_no_recompilation(pair):
     assert loop._generate._cache_size() == compiled
 
 
-def test_equal_models_accept_every_draft(pair):
+def test_a_draft_equal_to_its_target_is_always_accepted(pair):
     target, _ = pair
     config = CONFIGS["global"]
     prompts, lengths = jnp.zeros((64, 1), jnp.int32), jnp.ones(64, jnp.int32)
@@ -303,7 +326,42 @@ def test_metrics_add_up(pair):
     assert abs(rate - optimum) <= 5 * np.sqrt(optimum * (1 - optimum) / reached)
 
 
-def test_bad_requests_are_named(pair):
+def test_options_may_differ_from_row_to_row(pair):
+    """Greedy rows, rows of one token by top-k or by top-p, and rows of temperature."""
+    kinds = 4
+    prompts = jnp.zeros((kinds * ROWS, 1), jnp.int32)
+    options = gr.SamplingOptions(
+        temperature=jnp.repeat(jnp.array([0.0, 1.0, 1.0, TEMPERATURE]), ROWS),
+        top_k=jnp.repeat(jnp.array([3, 1, 3, 3]), ROWS),
+        top_p=jnp.repeat(jnp.array([1.0, 1.0, 1e-6, 1.0]), ROWS),
+    )
+    lengths = jnp.ones(kinds * ROWS, jnp.int32)
+    result = gr.generate(
+        jax.random.key(0), *pair, prompts, lengths, CHEAP, 3, options=options
+    )
+    rows = np.asarray(result.tokens).reshape(kinds, ROWS, 3)
+    assert np.all(rows[:3] == greedy(TARGET, 0, 3))
+    chain = TARGET ** (1 / TEMPERATURE)
+    chain = chain / chain.sum(1, keepdims=True)
+    law = chain[0][:, None, None] * chain[:, :, None] * chain[None]
+    seen = np.bincount(rows[3] @ [9, 3, 1], minlength=27)
+    assert stats.chisquare(seen, ROWS * law.reshape(-1)).pvalue > 1e-3
+    with pytest.raises(ValueError, match=r"top_k: expected a number or 2, one for eac"):
+        gr.SamplingOptions(top_k=np.array([1, 2, 3])).for_rows(2)
+    with pytest.raises(ValueError, match="top_k: 5 is larger than max_top_k, 4"):
+        gr.SamplingOptions(top_k=5, max_top_k=4)
+
+
+def test_a_replaced_number_of_drafts_is_another_tree():
+    config = gr.SpeculativeConfig(num_drafts=4, draft_length=3)
+    assert config.token_tree == gr.tree.paths(4, 3)
+    other = dataclasses.replace(config, num_drafts=8)
+    assert other.token_tree == gr.tree.paths(8, 3) and hash(other) != hash(config)
+    given = gr.SpeculativeConfig(tree=gr.tree.chain(2), num_drafts=7)
+    assert dataclasses.replace(given, num_drafts=8).token_tree == gr.tree.chain(2)
+
+
+def test_bad_requests_of_text_are_named(pair):
     target, draft = pair
     key, prompts, lengths = jax.random.key(0), jnp.array([[0, 1]]), jnp.array([2])
     config = gr.SpeculativeConfig(num_drafts=2, draft_length=2)
