@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import globalres_jax as gr
-from globalres_jax.transport import pools as pooling
-from globalres_jax.numerics.rows import map_rows
-from globalres_jax.transport.weight_curve import solve_on_curve
 from globalres_jax.draft_laws.law import ratio_order
-from globalres_jax.transport.iid_race import RaceProblem, pick_law
-from globalres_jax.transport.subset_selection import optimal_prefix, optimal_threshold
+from globalres_jax.numerics.rows import map_rows
 from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.transport import pools as pooling
+from globalres_jax.transport.iid_race import RaceProblem, pick_law
 from globalres_jax.transport.plan import race_problem
+from globalres_jax.transport.subset_selection import optimal_prefix, optimal_threshold
+from globalres_jax.transport.weight_curve import solve_on_curve
 
 VOCAB_SIZE = 12_000
 

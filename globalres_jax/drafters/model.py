@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -132,9 +133,8 @@ def _draw_level(
         # All of a level is no selection, which XLA would make a copy of.
         rows = logits if len(places) == len(members) else logits[:, places]
         law = policy.law(rows, level, group.num_children)
-        node_keys = jax.vmap(lambda key, n=len(places): jax.random.split(key, n))(
-            group_keys
-        )
+        split = functools.partial(jax.random.split, num=len(places))
+        node_keys = jax.vmap(split)(group_keys)
         drawn = jax.vmap(jax.vmap(lambda one, key: one.sample(key)))(law, node_keys)
         tokens = tokens.at[:, group.children - first_child].set(drawn)
         laws.append(law)

@@ -12,8 +12,8 @@ from scipy import stats
 
 import globalres_jax as gr
 from globalres_jax import models
-from globalres_jax.decoding import loop, step
 from globalres_jax.base import Model
+from globalres_jax.decoding import loop, step
 from globalres_jax.verifiers import (
     GlobalResolution,
     GreedyDraft,
@@ -402,7 +402,7 @@ def test_bad_requests_of_text_are_named(pair):
         gr.SpeculativeConfig(num_drafts=0)
     with pytest.raises(ValueError, match="SingleDraft verifies 1 draft, got 4"):
         gr.SpeculativeConfig(verifier=SingleDraft())
-    with pytest.raises(TypeError, match="KSeq serves IID.*got WithoutReplacement"):
+    with pytest.raises(TypeError, match=r"KSeq serves IID.*got WithoutReplacement"):
         gr.SpeculativeConfig(verifier=gr.verifiers.KSeq(), law=gr.WithoutReplacement)
     with pytest.raises(ValueError, match="law: 1 laws for a tree of 4 levels"):
         gr.SpeculativeConfig(law=(gr.IID,))

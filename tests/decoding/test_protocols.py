@@ -94,7 +94,8 @@ class LookDownFirstPath:
     def walk(self, key, tree, tokens, p, laws):
         del laws
         keys = jax.random.split(key, 3)
-        drawn = [jax.random.categorical(k, jnp.log(p[v])) for k, v in zip(keys, (0, 1, 3))]
+        rows = jnp.log(p[jnp.array([0, 1, 3])])
+        drawn = jax.vmap(jax.random.categorical)(keys, rows)
         one = drawn[0] == tokens[1]
         two = one & (drawn[1] == tokens[3])
         nodes = jnp.stack([jnp.where(one, 1, 0), jnp.where(two, 3, 0)])
