@@ -12,8 +12,8 @@ from scipy import stats
 
 import globalres_jax as gr
 from globalres_jax import models
-from globalres_jax.decoding import loop as decoding
 from globalres_jax.base import Model
+from globalres_jax.decoding import loop as decoding
 from globalres_jax.verifiers import GlobalResolution, RecursiveRejection, SingleDraft
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

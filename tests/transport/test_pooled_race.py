@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import globalres_jax as gr
-from globalres_jax.numerics.rows import map_rows
 from globalres_jax.transport import pools as pooling
 from globalres_jax.transport.iid_race import iid_race
 from globalres_jax.transport.pooled_race import solve_pooled
@@ -42,10 +41,27 @@ def exact_pick_law(q, weights, n):
     return q * (values * shared)[slot]
 
 
+def plan_of(p, q, n):
+    return gr.solve_transport(p, gr.IID(q, n))
+
+
 @jax.jit
-def solve(p, q, n):
-    law = gr.IID(q, n)
-    return gr.solve_transport(p, law), gr.optimal_acceptance_rate(p, law)
+@jax.vmap
+def solve_rows(p, q, n):
+    """Plans and optima of four problems: the one program for all in float32."""
+    return plan_of(p, q, n), gr.optimal_acceptance_rate(p, gr.IID(q, n))
+
+
+def solve(*problems):
+    """Plans and optima of four problems (p, q, n)."""
+    p, q, n = zip(*problems, strict=True)
+    rows = jnp.asarray(np.stack(p), jnp.float32), jnp.asarray(np.stack(q), jnp.float32)
+    solved = solve_rows(*rows, jnp.asarray(n))
+    return [jax.tree.map(lambda x, row=row: x[row], solved) for row in range(4)]
+
+
+def flat_pair():
+    return [x**0.2 / (x**0.2).sum() for x in zipf_pair(1)]
 
 
 _pick_law = jax.jit(lambda race, weights: race.pick_law(weights))
@@ -91,41 +107,44 @@ def test_the_curve_is_the_solution_of_all_tokens(float64):
         assert float(jnp.abs(off).max()) < 1e-2
 
 
-def test_pools_alone_would_not_do():
-    """Negative control: one weight a pool, without the curve, loses far more."""
-    p, q = (jnp.asarray(x, jnp.float32) for x in zipf_pair(1))
-    plan, _ = solve(p, q, 4)
-    pools = jax.jit(pooling.pool_by_ratio)(p, q, jnp.float32(4))
-    # Padded, for the program that there is.
-    padding = (0, len(p) - len(pools.p))
-    pooled, _ = solve(jnp.pad(pools.p, padding), jnp.pad(pools.q, padding), 4)
-    shared = np.asarray(pooled.weights)[pooling.OWN_POOLS : len(pools.p)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        of_pools = np.log(pools.p / pools.q)[pooling.OWN_POOLS :]
-    distance = np.abs(of_pools[None] - np.log(p / q)[:, None])
-    place = np.argmin(np.where(np.isnan(distance), np.inf, distance), axis=1)
-    beta = exact_pick_law(np.asarray(q, float), shared[place].astype(float), 4)
-    assert np.minimum(beta, p).sum() < float(plan.acceptance_rate) - 1e-3
-
-
 @pytest.mark.parametrize("n", [1, 4, 64])
 def test_large_vocabularies_are_solved_and_lossless(n):
     """float32: every plan's pick law is the true one, to 2e-6 in L1."""
-    for seed in range(2):
-        p, q = zipf_pair(seed)
-        plan, best = solve(jnp.asarray(p, jnp.float32), jnp.asarray(q, jnp.float32), n)
+    pairs = [zipf_pair(0), zipf_pair(1), zipf_pair(2), flat_pair()]
+    for (_, q), (plan, best) in zip(
+        pairs, solve(*((*x, n) for x in pairs)), strict=True
+    ):
         assert bool(plan.converged) and float(plan.gap) <= 1e-4
         assert float(plan.upper_bound) == pytest.approx(float(best), abs=2e-5)
         beta = exact_pick_law(q, np.asarray(plan.weights, np.float64), n)
         assert np.abs(beta - np.asarray(plan.pick)).sum() <= 2e-6
 
 
-def test_flat_distributions_are_solved_too():
-    flat = [x**0.2 / (x**0.2).sum() for x in zipf_pair(1)]
-    plan, _ = solve(*(jnp.asarray(x, jnp.float32) for x in flat), 4)
-    assert bool(plan.converged)
-    beta = exact_pick_law(flat[1], np.asarray(plan.weights, np.float64), 4)
-    assert np.abs(beta - np.asarray(plan.pick)).sum() <= 2e-6
+def test_rows_of_a_batch_are_the_single_solutions():
+    problems = [(*zipf_pair(seed), n) for seed, n in enumerate((1, 2, 5, 9))]
+    together = solve(*problems)
+    for row in (0, 3):
+        alone, _ = solve(*[problems[row]] * 4)[0]
+        assert bool(alone.converged)
+        np.testing.assert_allclose(
+            together[row][0].acceptance_rate, alone.acceptance_rate, atol=2e-5
+        )
+
+
+def test_pools_alone_would_not_do():
+    """Negative control: one weight a pool, without the curve, loses far more."""
+    p, q = zipf_pair(1)
+    pools = jax.jit(pooling.pool_by_ratio)(*map(jnp.float32, (p, q, 4)))
+    # Padded, for the program that there is.
+    padded = [np.pad(x, (0, len(p) - len(x))) for x in (pools.p, pools.q)]
+    (pooled, _), (plan, _), *_ = solve((*padded, 4), *[(p, q, 4)] * 3)
+    shared = np.asarray(pooled.weights, float)[pooling.OWN_POOLS : len(pools.p)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_pools = np.log(pools.p / pools.q)[pooling.OWN_POOLS :]
+    distance = np.abs(of_pools[None] - np.log(p / q)[:, None])
+    place = np.argmin(np.where(np.isnan(distance), np.inf, distance), axis=1)
+    beta = exact_pick_law(q, shared[place], 4)
+    assert np.minimum(beta, p).sum() < float(plan.acceptance_rate) - 1e-3
 
 
 def test_pick_law_of_fifty_thousand_tokens_in_float32():
@@ -136,28 +155,18 @@ def test_pick_law_of_fifty_thousand_tokens_in_float32():
     assert np.abs(exact_pick_law(q, weights, 4) - np.asarray(beta)).sum() <= 2e-6
 
 
-def test_rows_of_a_batch_are_the_single_solutions(both_precisions):
-    """And float32 stays where float64 is allowed: tables must not widen what is read."""
-    pairs = [zipf_pair(seed, SMALL) for seed in range(4)]
-    p, q = (jnp.asarray(side, jnp.float32) for side in zip(*pairs, strict=True))
-    n = jnp.array([1, 2, 5, 9], jnp.int32)
-
-    def plan(p, q, n):
-        return gr.solve_transport(p, gr.IID(q, n))
-
-    alone = jax.jit(lambda *rows: map_rows(plan, *rows))(p, q, n)
-    together = jax.jit(jax.vmap(plan))(p, q, n)
-    assert alone.weights.dtype == together.gap.dtype == jnp.float32
-    assert bool(together.converged.all()) and bool(alone.converged.all())
-    np.testing.assert_allclose(
-        together.acceptance_rate, alone.acceptance_rate, atol=2e-5
-    )
+def test_float32_stays_where_float64_is_allowed(both_precisions):
+    """Tables must not widen what they are read for."""
+    row = jax.ShapeDtypeStruct((400,), jnp.float32)
+    plan = jax.eval_shape(lambda p, q: plan_of(p, q, 4), row, row)
+    assert plan.token_weights.dtype == plan.token_pick.dtype == jnp.float32
+    assert plan.gap.dtype == plan.upper_bound.dtype == jnp.float32
 
 
-def test_bfloat16_logits_are_accepted():
+def test_bfloat16_logits_are_accepted(quick_compilation):
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(2, 50)) * 3, jnp.bfloat16)
     p, q = jax.nn.softmax(logits)
-    plan = gr.solve_transport(p, gr.IID(q, 4))
+    plan = jax.jit(plan_of)(p, q, 4)
     assert plan.pick.dtype == jnp.float32
     assert float(plan.gap) <= 1e-2  # p itself sums to 1 only within bfloat16

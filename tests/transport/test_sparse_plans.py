@@ -4,6 +4,8 @@ Nobody can count them under `jit`. The law is cut and renormalised when it is ma
 that what is sampled, what is solved and what is certified are one.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,17 +70,23 @@ def test_converged_is_honest(float64):
     pairs = np.array(list(distributions(V, 7, 12)))
     p, q = pairs[:, 0], (pairs[:, 1] + 0.02) / (1 + 0.02 * V)
     seen = set()
-    for maxiter in (1, 2, 4):
+    for maxiter in (1, 3):
         solver = gr.ProjectedNewton(maxiter=maxiter)
-        solve = jax.vmap(lambda p, q: gr.solve_transport(p, LAWS["iid"](q), solver))
-        plans = jax.jit(solve)(p, q)
-        best = jax.jit(jax.vmap(lambda p, q: optimum(p, LAWS["iid"](q))))(p, q)
+        plans, best = solve_and_search(p, q, solver)
+        assert int(plans.iterations.max()) <= maxiter
         assert np.all(plans.upper_bound >= best - 1e-9)
         close = np.asarray(plans.acceptance_rate >= best - solver.tol - 1e-9)
         converged = np.asarray(plans.converged)
         assert np.all(close | ~converged)
         seen |= set(converged.tolist())
     assert seen == {False, True}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.vmap, in_axes=(0, 0, None))
+def solve_and_search(p, q, solver):
+    law = LAWS["iid"](q)
+    return gr.solve_transport(p, law, solver), optimum(p, law)
 
 
 def optimum(p, law):
