@@ -24,6 +24,7 @@ from globalres_jax import (
 from globalres_jax.base import Decision, Model
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.loop import Generation, compile_generate, generate
+from globalres_jax.decoding.metrics import Metrics
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.draft_laws import (
     IID,
@@ -32,7 +33,6 @@ from globalres_jax.draft_laws import (
     TopPlusSample,
     WithoutReplacement,
 )
-from globalres_jax.decoding.metrics import Metrics
 from globalres_jax.drafters.prompt_lookup import PromptLookup
 from globalres_jax.transport.box_lbfgs import BoxLBFGS
 from globalres_jax.transport.newton import ProjectedNewton

@@ -22,9 +22,9 @@ _MOST_TREES = 200_000
 
 def joint_law(tables: Sequence[Array]) -> Array:
     """The law of the first D + 1 tokens, [V^(D + 1)], from tables [V^d, V], d <= D."""
-    law = jnp.ones(1, tables[0].dtype)
+    law = jnp.ones(1)
     for table in tables:
-        law = (law[:, None] * table).reshape(-1)
+        law = (law[:, None] * jnp.asarray(table)).reshape(-1)
     return law
 
 
@@ -55,7 +55,7 @@ def step_law(
         raise ValueError(
             f"tree: {size}^{tree.num_nodes - 1} drafted trees are too many to enumerate"
         )
-    return _step_law(tuple(target), laws, rule=rule, tree=tree)
+    return _step_law(tuple(map(jnp.asarray, target)), laws, rule=rule, tree=tree)
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "tree"))
@@ -100,9 +100,7 @@ def _texts(tree: TokenTree, tokens: Array, size: int) -> Array:
 
 def random_tables(
     rng: np.random.Generator, size: int, depth: int, spread: float = 0.7
-) -> list[Array]:
-    """A random model of texts up to `depth` tokens: tables [V^d, V]."""
-    return [
-        jnp.asarray(rng.dirichlet(np.full(size, spread), size**d))
-        for d in range(depth + 1)
-    ]
+) -> list[np.ndarray]:
+    """A random model of texts up to `depth` tokens: tables [V^d, V], float64."""
+    alpha = np.full(size, spread)
+    return [rng.dirichlet(alpha, size**d) for d in range(depth + 1)]

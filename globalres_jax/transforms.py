@@ -49,10 +49,9 @@ def probabilities(
         return _greedy(logits)
     warm = _as_column(temperature, logits)
     scaled = logits / jnp.where(warm > 0, warm, 1)
-    if top_k is not None:
-        most = _largest_top_k(top_k, max_top_k)
-        if most < vocab_size:
-            scaled = _keep_top_k(scaled, top_k, most)
+    if top_k is not None and not _keeps_all(top_k, vocab_size):
+        most = min(_largest_top_k(top_k, max_top_k), vocab_size)
+        scaled = _keep_top_k(scaled, top_k, most)
     probs = jax.nn.softmax(scaled, axis=-1)
     if top_p is not None:
         probs = _keep_top_p(probs, _as_column(top_p, logits))
@@ -110,6 +109,10 @@ def _greedy(logits: Array) -> Array:
     return jax.nn.one_hot(best, logits.shape[-1], dtype=logits.dtype)
 
 
+def _keeps_all(top_k: Option, vocab_size: int) -> bool:
+    return is_concrete(top_k) and np.min(np.asarray(top_k)) >= vocab_size
+
+
 def _largest_top_k(top_k: Option, max_top_k: int | None) -> int:
     if max_top_k is not None:
         return max_top_k
@@ -121,12 +124,13 @@ def _largest_top_k(top_k: Option, max_top_k: int | None) -> int:
 def _keep_top_k(logits: Array, top_k: Option, most: int) -> Array:
     """All but the `top_k` largest logits become -inf."""
     kept = jax.lax.top_k(logits, most)[1]
-    flat = kept.reshape(-1, most)
-    rows = jnp.arange(len(flat))[:, None]
-    wanted = jnp.arange(most) < jnp.asarray(top_k)[..., None]
-    wanted = wanted.reshape(wanted.shape[:-1] + (1,) * (kept.ndim - wanted.ndim) + (most,))
-    wanted = jnp.broadcast_to(wanted, kept.shape).reshape(flat.shape)
-    members = jnp.zeros((len(flat), logits.shape[-1]), bool).at[rows, flat].set(wanted)
+    rank = jax.lax.broadcasted_iota(jnp.int32, kept.shape, kept.ndim - 1)
+    wanted = rank < _as_column(top_k, kept)
+    flat, rows = kept.reshape(-1, most), logits.reshape(-1, logits.shape[-1])
+    members = jnp.zeros(rows.shape, bool)
+    members = members.at[jnp.arange(len(flat))[:, None], flat].set(
+        wanted.reshape(flat.shape)
+    )
     return jnp.where(members.reshape(logits.shape), logits, -jnp.inf)
 
 

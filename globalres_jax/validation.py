@@ -18,8 +18,20 @@ SUM_TOLERANCE = 1e-3
 
 
 def is_concrete(*values) -> bool:
-    """True if none of the values is being traced by `jit`, `vmap` or `grad`."""
-    return not any(isinstance(value, jax.core.Tracer) for value in values)
+    """True if all values can be read here.
+
+    Not while `jit`, `vmap` or `grad` trace them, and not where a part of them lies in
+    another process.
+    """
+
+    def is_here(value) -> bool:
+        if isinstance(value, jax.core.Tracer):
+            return False
+        if not isinstance(value, jax.Array):
+            return True
+        return value.is_fully_addressable or value.is_fully_replicated
+
+    return all(map(is_here, values))
 
 
 def as_distribution(

@@ -12,6 +12,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
+
+from globalres_jax.base import Array, Params
+from globalres_jax.cache import KVCache, append_slots, init_cache, write_slots
 from globalres_jax.models.layers import (
     AttentionShape,
     Drop,
@@ -24,10 +28,6 @@ from globalres_jax.models.layers import (
     soft_cap,
 )
 from globalres_jax.models.placement import gather_vocabulary, shard_cache
-from jax.sharding import Mesh
-
-from globalres_jax.base import Array, Params
-from globalres_jax.cache import KVCache, append_slots, init_cache, write_slots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

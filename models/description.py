@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from globalres_jax.models.layers import AttentionShape, Rope, llama3_factors
+from globalres_jax.models.layers import AttentionShape
+from globalres_jax.models.rope import Rope, llama3_factors
 
 _MISSING = object()
 

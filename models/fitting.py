@@ -82,7 +82,9 @@ def fit(objective: Objective, params: Params, batches: Iterator[Array]) -> Param
     """The best validated parameters on the way, looked at every hundred steps."""
     rule, fixed = optimizer(objective), objective.fixed
     validate = jax.jit(objective.validate)
-    state = rule.init(params)
+    state = jax.jit(rule.init)(params)
+    # Placed by decree, as the results of a step are: else the second is compiled anew.
+    params, state = jax.device_put((params, state), jax.local_devices()[0])
 
     @jax.jit
     def update(params: Params, state: optax.OptState, fixed, batch: Array, key: Array):

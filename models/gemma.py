@@ -7,6 +7,7 @@ embedding, and have a norm after attention and MLP as well as before.
 from __future__ import annotations
 
 from flax import nnx
+
 from globalres_jax.models.decoder import DecoderConfig
 from globalres_jax.models.description import Description
 from globalres_jax.models.family import (

@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+
 from globalres_jax.models.description import Description
 
 #: What the library loads; tests hold each of them to the package's own arithmetic.
@@ -107,7 +108,7 @@ class GGUFFile:
     def description(self) -> Description:
         """The metadata in the words of a `config.json`."""
         options = {
-            word: self.metadata(f"{self.architecture}.{key}")
+            word: _shortest(self.metadata(f"{self.architecture}.{key}"))
             for key, word in _WORDS.items()
         }
         if _EMBEDDING in self._tensors:
@@ -156,3 +157,11 @@ class GGUFFile:
         """Lets go of the pages of the file that were read."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._reader.data._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def _shortest(value: Any) -> Any:
+    """The number that was meant: files round 1e-6 to 9.99999997e-7, the next float32.
+
+    Read as the same number as in a folder, it makes the same program.
+    """
+    return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from globalres_jax.models.decoder import DecoderConfig, parameter_shapes
 
 from globalres_jax.base import Array, Params
+from globalres_jax.models.decoder import DecoderConfig, parameter_shapes
 
 _EMBEDDING = jax.nn.initializers.normal(0.02)
 _WEIGHT = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
@@ -21,7 +21,7 @@ def initial_parameters(key: Array, config: DecoderConfig) -> Params:
       config: shape of the model.
     """
 
-    def initial(number: int, path: tuple, shape: tuple[int, ...]) -> Array:
+    def initial(key: Array, number: int, path: tuple, shape: tuple) -> Array:
         layer, kind = path[-2], path[-1]
         if kind == "scale":
             return jnp.ones(shape)
@@ -30,8 +30,12 @@ def initial_parameters(key: Array, config: DecoderConfig) -> Params:
         draw = _EMBEDDING if layer in ("embedding", "head") else _WEIGHT
         return draw(jax.random.fold_in(key, number), shape, jnp.float32)
 
+    @jax.jit
+    def draw_all(key: Array) -> Params:
+        return nnx.from_flat_state(
+            (path, leaf.replace(initial(key, number, path, leaf.shape)))
+            for number, (path, leaf) in enumerate(wanted)
+        )
+
     wanted = nnx.to_flat_state(parameter_shapes(config))
-    return nnx.from_flat_state(
-        (path, leaf.replace(initial(number, path, leaf.shape)))
-        for number, (path, leaf) in enumerate(wanted)
-    )
+    return draw_all(key)

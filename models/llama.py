@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flax import nnx
+
 from globalres_jax.models.decoder import DecoderConfig
 from globalres_jax.models.description import Description
 from globalres_jax.models.family import PRE_NORM_NAMES, Family

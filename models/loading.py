@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from globalres_jax.base import Model, NewCache
 from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.gemma import GEMMA2, GEMMA3
 from globalres_jax.models.hub import GEMMA, download, packaged
@@ -18,9 +21,6 @@ from globalres_jax.models.safetensors_folder import (
     read_json,
 )
 from globalres_jax.models.tokenizer import TOKENIZER, Tokenizer
-from jax.sharding import Mesh
-
-from globalres_jax.base import Model, NewCache
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -8,12 +8,12 @@ import re
 
 import jax.numpy as jnp
 from flax import nnx
-from globalres_jax.models.decoder import DecoderFn
-from globalres_jax.models.loading import load
 from jax.sharding import Mesh
 
 from globalres_jax.base import Array, Cache, Model, ModelFn, NewCache, Params
 from globalres_jax.drafters.prompt_lookup import PromptLookup
+from globalres_jax.models.decoder import DecoderFn
+from globalres_jax.models.loading import load
 
 LOOKUP, LAYERS = "prompt-lookup", "layers:"
 

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from globalres_jax.base import Params
 from globalres_jax.models.decoder import DecoderConfig, parameter_shapes
 from globalres_jax.models.description import Description
 from globalres_jax.models.family import Family
 from globalres_jax.models.placement import parameter_sharding
-
-from globalres_jax.base import Params
 
 _BLOCK = 1 << 22  # elements read at once
 

@@ -8,11 +8,11 @@ axis that the mesh lacks is not split over. XLA adds the communication.
 from __future__ import annotations
 
 import jax
-from globalres_jax.models.layers import AttentionShape
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from globalres_jax.base import Array
 from globalres_jax.cache import KVCache
+from globalres_jax.models.layers import AttentionShape
 from globalres_jax.sharding import DATA, MODEL, dividing_axis
 
 #: Dimension of a weight [out, in] that is split, by the name of its layer.

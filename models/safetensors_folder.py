@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from globalres_jax.models.description import Description
 from safetensors import SafetensorError, safe_open
+
+from globalres_jax.models.description import Description
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = "model.safetensors.index.json"

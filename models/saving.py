@@ -9,11 +9,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from globalres_jax.models.family import Family
-from globalres_jax.models.safetensors_folder import CONFIG, WEIGHTS
 from safetensors.flax import save as serialise
 
 from globalres_jax.base import Params
+from globalres_jax.models.family import Family
+from globalres_jax.models.safetensors_folder import CONFIG, WEIGHTS
 
 
 def save(

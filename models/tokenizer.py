@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
+
 from globalres_jax.models.safetensors_folder import read_json
 
 TOKENIZER, OPTIONS = "tokenizer.json", "tokenizer_config.json"

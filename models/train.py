@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from globalres_jax.base import Array, Params
 from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.description import Description
 from globalres_jax.models.fitting import (
@@ -35,9 +38,6 @@ from globalres_jax.models.llama import LLAMA
 from globalres_jax.models.loading import END_OF_TEXT, load
 from globalres_jax.models.saving import save
 from globalres_jax.models.tokenizer import TOKENIZER
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from globalres_jax.base import Array, Params
 
 #: The pair's configurations, in the words of a `config.json`.
 COMMON = dict(

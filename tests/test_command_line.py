@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from globalres_jax.models import load
 
 from globalres_jax.__main__ import main
 from globalres_jax.commands.generate import _pieces, _prompt_tokens, add_arguments
+from globalres_jax.models import load
 
 GENERATE = ["generate", "--prompt", "ROMEO:", "--draft-length", "2"]
 GENERATE += ["--max-tokens", "12", "--seed", "3"]
@@ -49,7 +49,7 @@ def test_drafts_without_a_second_model(draft, capsys):
     captured = capsys.readouterr()
     described = json.loads(captured.out)
     assert described["text"] == described["plain"]["text"]
-    assert captured.err.startswith("loaded in ") and "peak memory" in captured.err
+    assert captured.err.startswith("loaded in ")
 
 
 def test_a_chat_template_is_used_unless_refused():

@@ -17,8 +17,8 @@ import globalres_jax as gr
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 #: Between them they have every kind of parameter: biases, norms of queries and keys,
-#: norms behind attention and MLP, heads of their own.
-SPREAD = ("qwen2", "gemma3", "qwen3")
+#: norms behind attention and MLP, a head of their own or a tied one.
+SPREAD = ("qwen2", "qwen3", "gemma2")
 
 
 def python(script: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
@@ -52,7 +52,9 @@ def written(mesh=None, data=DATA) -> str:
         shard = weight.addressable_shards[0].data.shape
         assert shard[0] * mesh.shape["model"] == weight.shape[0], shard
     prompts = jnp.array([[3, 4, 5, 6], [9, 8, 0, 0]], jnp.int32)
-    config = gr.SpeculativeConfig(num_drafts=2, draft_length=1)
+    # The rule that compiles fastest: how rows are placed is the same for all.
+    rule = gr.verifiers.SingleDraft()
+    config = gr.SpeculativeConfig(num_drafts=1, draft_length=1, verifier=rule)
     result = gr.generate(
         jax.random.key(7), target, draft, prompts, jnp.array([4, 2]), config, 16
     )
@@ -124,8 +126,12 @@ def test_one_device_eight_devices_and_two_processes_write_the_same():
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
     pair = [python(TWO, here, str(i), port, devices=2) for i in range(2)]
-    for process in pair:
-        assert output(process) == wanted
+    try:
+        assert [output(process) for process in pair] == [wanted, wanted]
+    finally:
+        for process in pair:  # where one fails, the other waits for it
+            process.kill()
+            process.communicate()
 
 
 def test_a_mesh_without_an_axis_for_models_replicates_them():

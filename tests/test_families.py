@@ -11,7 +11,8 @@ from loaded import CAPACITY, DATA, FAMILIES, LENGTH, apply, causal, golden, pref
 
 import globalres_jax as gr
 from globalres_jax.models.description import Description
-from globalres_jax.models.layers import Rope, dropout
+from globalres_jax.models.layers import dropout
+from globalres_jax.models.rope import Rope
 from globalres_jax.models.saving import save
 from globalres_jax.tree import paths, tree_mask
 
@@ -75,7 +76,7 @@ def test_a_tree_equals_each_of_its_paths_and_its_commit_the_text(name):
     accepted = [[0, int(tree.parents[leaf]), int(leaf)], [0]]
     kept = jnp.array([accepted[0][1:], [0, 0]])
     cache = cache.keep_path(jnp.asarray(base), kept, jnp.array([3, 1]))
-    np.testing.assert_array_equal(cache.length, base + [3, 1])
+    np.testing.assert_array_equal(cache.length, base + np.array([3, 1]))
     length = np.asarray(cache.length)[:, None]
     mask = np.arange(CAPACITY)[None, None] <= length[:, None]
     more = np.array([[7], [8]])

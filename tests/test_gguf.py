@@ -1,21 +1,21 @@
 """GGUF files: written here by the `gguf` package from the golden checkpoints."""
 
+import dataclasses
 import json
-from pathlib import Path
 
 import gguf
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from globalres_jax.models.gguf_file import SUPPORTED_TYPES, GGUFFile
+from loaded import DATA, golden, prefill
 from safetensors.numpy import load_file
 
 import globalres_jax as gr
+from globalres_jax.models.gguf_file import SUPPORTED_TYPES, GGUFFile
+from globalres_jax.models.rope import llama3_factors
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-DATA = Path(__file__).parent / "data"
 TYPES = gguf.GGMLQuantizationType
 #: Golden folder: architecture in GGUF.
 WRITTEN = {
@@ -86,7 +86,7 @@ def write(path, name, quantise=None, tokens=None, edit=None, drop=()):
     if whole["rope_type"] == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor")
         names = (*names, "original_max_position_embeddings")
-        factors = gr.models.layers.llama3_factors(
+        factors = llama3_factors(
             whole["rope_theta"], config["head_dim"], *(whole[n] for n in names)
         )
         writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))
@@ -128,54 +128,48 @@ def plain_tokens(writer, vocab_size):
     writer.add_eos_token_id(2)
 
 
-def logits(model, tokens):
-    length = tokens.shape[1]
-    mask = jnp.tril(jnp.ones((length, length), bool))
-    return jax.jit(model.apply)(
-        model.params,
-        tokens,
-        jnp.broadcast_to(jnp.arange(length)[None], tokens.shape),
-        model.init_cache(2, length),
-        jnp.broadcast_to(mask[None], (2, length, length)),
-    )[0]
+def assert_same_parameters(one, other):
+    assert jax.tree.structure(one.params) == jax.tree.structure(other.params)
+    pairs = zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True)
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", [name for name in WRITTEN if "gemma" not in name])
+@pytest.mark.parametrize("name", WRITTEN)
 def test_a_file_computes_what_its_folder_does(name, tmp_path):
-    golden = np.load(DATA / name / "golden.npz")
-    model = gr.models.load(write(tmp_path / "m.gguf", name))
-    assert model.eos_id == (2,)
-    np.testing.assert_allclose(
-        logits(model, golden["tokens"]), golden["logits"], atol=1e-4
-    )
+    model, tokens, wanted = golden(name)
+    file = gr.models.load(write(tmp_path / "m.gguf", name))
+    assert file.eos_id == (2,)
+    assert_same_parameters(file, model)
+    function = file.apply
+    if "gemma" in name:
+        # The scale of queries follows from the size, as the file cannot say; the
+        # golden ones have one of their own.
+        attention = function.config.attention
+        assert attention.scale == attention.head_dim**-0.5
+        scale = model.apply.config.attention.scale
+        attention = dataclasses.replace(attention, scale=scale)
+        config = dataclasses.replace(function.config, attention=attention)
+        function = dataclasses.replace(function, config=config)
+    if name == "llama3":
+        # The file has its own list of what frequencies are divided by.
+        assert function != model.apply
+        logits, _ = prefill(dataclasses.replace(file, apply=function), tokens)
+        np.testing.assert_allclose(logits, wanted, atol=1e-4)
+    else:
+        # The same program; tests of the families hold it to the reference.
+        assert function == model.apply
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
-def test_gemma_scales_queries_by_what_the_file_cannot_say(name, tmp_path):
-    """The golden ones have a scale of their own, so compare without it."""
-    folder = tmp_path / name
-    folder.mkdir()
-    for file in (DATA / name).iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    described = config | {"query_pre_attn_scalar": config["head_dim"]}
-    (folder / "config.json").write_text(json.dumps(described))
-    tokens = np.load(folder / "golden.npz")["tokens"]
-    model = gr.models.load(write(tmp_path / "m.gguf", name))
-    np.testing.assert_allclose(
-        logits(model, tokens), logits(gr.models.load(folder), tokens), atol=1e-4
-    )
-
-
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q5_1", "Q4_1", "Q4_0"])
-def test_quantised_weights_are_near(kind, tmp_path):
-    golden = np.load(DATA / "llama2" / "golden.npz")
-    file = write(tmp_path / "m.gguf", "llama2", quantise=TYPES[kind])
-    found = logits(gr.models.load(file), golden["tokens"])
-    error = np.linalg.norm(found - golden["logits"]) / np.linalg.norm(golden["logits"])
+def test_quantised_weights_are_near(tmp_path):
+    _, tokens, wanted = golden("llama2")
     # Loud random weights let errors grow; half the bits, ten times the error.
-    most = {"F16": 2e-3, "BF16": 2e-2, "Q8_0": 0.06, "Q5_1": 0.35}.get(kind, 0.7)
-    assert 0 < error < most
+    most = {"F16": 2e-3, "BF16": 2e-2, "Q8_0": 0.06, "Q5_1": 0.35}
+    for kind in (*most, "Q4_1", "Q4_0"):
+        file = write(tmp_path / "m.gguf", "llama2", quantise=TYPES[kind])
+        logits, _ = prefill(gr.models.load(file), tokens)
+        error = np.linalg.norm(logits - wanted) / np.linalg.norm(wanted)
+        assert 0 < error < most.get(kind, 0.7), kind
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")

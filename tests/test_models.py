@@ -17,8 +17,6 @@ from globalres_jax.models.loading import END_OF_TEXT, NAMED
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-#: Logits of the embedded pair at the last of `SPEECH`'s tokens, by the code that
-#: trained it.
 SPEECH = "KING RICHARD III:\nWhat say you to my lord?"
 
 

@@ -1,5 +1,6 @@
 """Tokenizers from folders and GGUF files, chat templates, vocabularies that differ."""
 
+import dataclasses
 import itertools
 import json
 
@@ -8,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from globalres_jax.models import Tokenizer, load
+from loaded import embedded
+
+import globalres_jax as gr
+from globalres_jax.models import Tokenizer
 from globalres_jax.models.gguf_file import GGUFFile
 from globalres_jax.models.gguf_tokenizer import end_tokens, read_tokenizer
 from globalres_jax.models.pairs import fit_vocabulary
-
-import globalres_jax as gr
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -49,7 +51,7 @@ def write(path, tokens, kinds, fill):
 @pytest.fixture
 def embedded_in_gguf(tmp_path):
     """The embedded pair's byte-level tokenizer, as a converter writes it."""
-    original = load("embedded").tokenizer
+    original = embedded()[0].tokenizer
     model = json.loads(original.definition)["model"]
     tokens = [original.token_text(i) for i in range(original.vocab_size)]
     merges = [
@@ -155,11 +157,11 @@ def test_chat_template(embedded_in_gguf):
     with pytest.raises(ValueError, match="its chat template says: no tools"):
         tokenizer.apply_chat_template([{"role": "tool", "content": ""}])
     with pytest.raises(ValueError, match="has no chat template"):
-        load("embedded").tokenizer.apply_chat_template(messages)
+        embedded()[0].tokenizer.apply_chat_template(messages)
 
 
 def test_options_beside_a_tokenizer(tmp_path):
-    (tmp_path / "tokenizer.json").write_text(load("embedded").tokenizer.definition)
+    (tmp_path / "tokenizer.json").write_text(embedded()[0].tokenizer.definition)
     options = {
         "bos_token": {"content": "<|endoftext|>"},
         "eos_token": "<|endoftext|>",
@@ -186,31 +188,38 @@ def named_model(tokens, vocab_size):
     }
     rows = np.random.default_rng(vocab_size).dirichlet(np.ones(vocab_size), vocab_size)
     model = gr.testing.markov_model(jnp.asarray(rows, jnp.float32))
-    return model.__class__(
-        **{**vars(model), "tokenizer": Tokenizer(json.dumps(definition))}
-    )
+    return dataclasses.replace(model, tokenizer=Tokenizer(json.dumps(definition)))
 
 
 @pytest.mark.parametrize("sizes", [(5, 7), (7, 5)])
 def test_padded_vocabularies_make_a_pair(sizes):
-    """The text has the target's law: plain and speculative agree at temperature 0."""
-    words = ["a", "b", "c", "d"]
-    target, draft = (named_model(words, size) for size in sizes)
-    draft = fit_vocabulary(target, draft)
+    """Tokens beyond the target's are cut off, and those it lacks get no probability."""
+    target, bare = (named_model(["a", "b", "c", "d"], size) for size in sizes)
+    draft = fit_vocabulary(target, bare)
     assert draft.vocab_size == target.vocab_size == sizes[0]
-    prompts, lengths = jnp.array([[0, 1]]), jnp.array([2])
-    for temperature in (0, 1.0):
-        config = gr.SpeculativeConfig(
-            num_drafts=2, draft_length=2, temperature=temperature
-        )
-        both = [
-            gr.generate(jax.random.key(3), target, d, prompts, lengths, config, 12)
-            for d in (draft, None)
-        ]
-        assert int(both[0].tokens.max()) < sizes[0]
-        assert np.isfinite(both[0].metrics.acceptance_rate).all()
-        if temperature == 0:
-            np.testing.assert_array_equal(both[0].tokens, both[1].tokens)
+    assert fit_vocabulary(target, target) is target
+    shared = min(sizes)
+    tokens = np.arange(shared)[None]
+    where = (tokens, tokens, bare.init_cache(1, 8), None)
+    logits, cache = draft.apply(draft.params, *where)
+    wanted, _ = bare.apply(bare.params, *where)
+    assert logits.shape == (1, shared, sizes[0]) and int(cache.length[0]) == shared
+    np.testing.assert_array_equal(logits[..., :shared], wanted[..., :shared])
+    np.testing.assert_array_equal(logits[..., shared:], -np.inf)
+
+
+def test_a_draft_that_lacks_tokens_decodes():
+    """At temperature 0 the text is the target's, its own tokens among it."""
+    target, draft = (named_model(["a", "b", "c", "d"], size) for size in (7, 5))
+    # Token by token through all seven, the last two unknown to the draft.
+    rows = 0.9 * np.roll(np.eye(7), 1, axis=1) + 0.1 / 7
+    target = dataclasses.replace(target, params=jnp.log(jnp.asarray(rows)))
+    draft = fit_vocabulary(target, draft)
+    config = gr.SpeculativeConfig(num_drafts=2, draft_length=1, temperature=0)
+    text = (jnp.array([[0, 1]]), jnp.array([2]))
+    result = gr.generate(jax.random.key(3), target, draft, *text, config, 12)
+    np.testing.assert_array_equal(result.tokens[0], np.arange(2, 14) % 7)
+    assert np.isfinite(result.metrics.acceptance_rate).all()
 
 
 def test_a_token_that_differs_is_shown():

@@ -25,8 +25,15 @@ SHAPE = dict(
 def test_training_lowers_the_loss_and_what_it_writes_decodes(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(train, "TARGET", dict(num_hidden_layers=2, **SHAPE))
+    monkeypatch.setattr(train, "TARGET", dict(num_hidden_layers=1, **SHAPE))
     monkeypatch.setattr(train, "DRAFT", dict(num_hidden_layers=1, **SHAPE))
+    untrained, make = [], train.new_student
+
+    def remember(*arguments):
+        untrained.append(make(*arguments))
+        return untrained[-1]
+
+    monkeypatch.setattr(train, "new_student", remember)
     (tmp_path / "text").write_text(TEXT)
     out = tmp_path / "pair"
     options = ["--text", str(tmp_path / "text"), "--out", str(out)]
@@ -39,27 +46,33 @@ def test_training_lowers_the_loss_and_what_it_writes_decodes(
     assert target.eos_id == (0,)
     tokens = target.tokenizer.encode(TEXT)[: 8 * LENGTH]
     held = jnp.asarray(tokens).reshape(8, LENGTH)
-    before = train.new_student(train.TARGET, 270, seed=0)
-    assert before.function == target.apply
-    score = jax.jit(before.function.score)
+    before, untaught = (
+        jax.device_put(student.params, jax.devices()[0]) for student in untrained
+    )
+    assert [student.function for student in untrained] == [target.apply, draft.apply]
+    score = jax.jit(target.apply.score)
     trained = score(target.params, held)
-    losses = [cross_entropy(x, held) for x in (score(before.params, held), trained)]
+    losses = [cross_entropy(x, held) for x in (score(before, held), trained)]
     assert abs(losses[0] - np.log(270)) < 0.1
     assert losses[1] < losses[0] - 0.2
 
-    untaught = train.new_student(train.DRAFT, 270, seed=1)
-    learned = [jax.jit(draft.apply.score)(x, held) for x in (untaught[2], draft.params)]
+    draft_score = jax.jit(draft.apply.score)
+    learned = [draft_score(params, held) for params in (untaught, draft.params)]
     assert divergence(trained, learned[1]) < divergence(trained, learned[0])
     assert overlap(trained, learned[1]) > overlap(trained, learned[0])
 
     prompt = jnp.asarray([target.tokenizer.encode("the cat")])
-    config = gr.SpeculativeConfig(num_drafts=1, draft_length=1, temperature=0)
+    rule = gr.verifiers.SingleDraft()
+    config = gr.SpeculativeConfig(
+        num_drafts=1, draft_length=1, verifier=rule, temperature=0
+    )
     lengths = jnp.array([prompt.shape[1]])
     spoken = gr.generate(jax.random.key(0), target, draft, prompt, lengths, config, 6)
     # Greedy: each token is the target's likeliest after those before it.
-    text = jnp.concatenate([prompt, spoken.tokens], axis=1)
-    likeliest = jnp.argmax(target.apply.score(target.params, text), -1)
-    np.testing.assert_array_equal(spoken.tokens, likeliest[:, -7:-1])
+    first, text = prompt.shape[1] - 1, np.zeros((8, LENGTH), np.int32)
+    text[0, : first + 7] = [*np.asarray(prompt[0]), *np.asarray(spoken.tokens[0])]
+    likeliest = jnp.argmax(score(target.params, text), -1)
+    np.testing.assert_array_equal(spoken.tokens[0], likeliest[0, first : first + 6])
 
 
 def test_a_text_too_short_is_refused(tmp_path):

@@ -17,8 +17,8 @@ from rich.text import Text
 from globalres_jax.base import Model
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.decoding.config import SpeculativeConfig
-from globalres_jax.decoding.loop import Generation
-from globalres_jax.decoding.loop import generate as decode
+from globalres_jax.decoding.loop import Generation, compile_generate
+from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.drafters.prompt_lookup import PromptLookup
 from globalres_jax.verifiers import BY_NAME, SingleDraft, by_name
 
@@ -49,7 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verifier",
         default="global-resolution",
-        choices=[name for name, rule in BY_NAME.items() if rule.serves_trees],
+        choices=sorted(BY_NAME),
+    )
+    parser.add_argument(
+        "--law",
+        default="iid",
+        choices=sorted(LAWS),
+        help="how the children of a node of the draft tree are drawn",
     )
     parser.add_argument(
         "--num-drafts",
@@ -104,6 +110,7 @@ def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
     return SpeculativeConfig(
         num_drafts=num_drafts,
         draft_length=args.draft_length,
+        law=LAWS[args.law],
         verifier=verifier,
         temperature=args.temp,
         top_k=args.top_k,
@@ -139,7 +146,7 @@ class TimedGeneration:
       metrics: plain numbers and lists.
     """
 
-    def __init__(self, result: Generation, first: float, again: float):
+    def __init__(self, result: Generation, compiling: float, running: float):
         length = int(result.lengths[0])
         self.tokens = np.asarray(result.tokens[0, :length])
         self.from_draft = np.asarray(result.from_draft[0, :length])
@@ -156,33 +163,29 @@ class TimedGeneration:
             "num_accepted_draft_tokens",
         )
         self.metrics = {n: np.asarray(getattr(counts, n)[0]).tolist() for n in names}
-        self.metrics["tokens_per_second"] = length / again
-        self.metrics["seconds_with_compilation"] = first
+        self.metrics["tokens_per_second"] = length / running
+        self.metrics["seconds_with_compilation"] = compiling + running
 
 
 def _timed(
     args: argparse.Namespace, target: Model, draft: Model | PromptLookup | None, config
 ) -> TimedGeneration:
     prompt = jnp.asarray([_prompt_tokens(args, target)], jnp.int32)
-
-    def once() -> tuple[Generation, float]:
-        start = time.perf_counter()
-        result = decode(
-            jax.random.key(args.seed),
-            target,
-            draft,
-            prompt,
-            jnp.asarray([prompt.shape[1]]),
-            config,
-            max_new_tokens=args.max_tokens,
-            eos_id=target.eos_id,
-        )
-        jax.block_until_ready(result)
-        return result, time.perf_counter() - start
-
-    _, first = once()
-    result, again = once()
-    return TimedGeneration(result, first, again)
+    start = time.perf_counter()
+    decode = compile_generate(
+        jax.random.key(args.seed),
+        target,
+        draft,
+        prompt,
+        jnp.asarray([prompt.shape[1]]),
+        config,
+        max_new_tokens=args.max_tokens,
+    )
+    compiled = time.perf_counter()
+    result = jax.block_until_ready(decode())
+    return TimedGeneration(
+        result, compiled - start, running=time.perf_counter() - compiled
+    )
 
 
 def _as_json(args: argparse.Namespace, target: Model, results: dict) -> dict:

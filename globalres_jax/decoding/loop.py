@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from globalres_jax.base import Array, Drafter, Model
 from globalres_jax.cache import prefill

@@ -27,7 +27,7 @@ from globalres_jax.decoding.config import SampledPolicy, SpeculativeConfig
 from globalres_jax.decoding.emission import emit
 from globalres_jax.decoding.metrics import Metrics, count_step
 from globalres_jax.decoding.options import SamplingOptions
-from globalres_jax.tree import TokenTree, tree_mask
+from globalres_jax.tree import tree_mask
 from globalres_jax.tree_verifiers import optimum_along
 
 

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.validation import is_concrete
 from globalres_jax.draft_laws.closed_form import ClosedForm, fixed_and_one
 from globalres_jax.draft_laws.law import DraftLaw, Moments, no_factors, root_scale
 from globalres_jax.numerics.top_tokens import top_tokens
+from globalres_jax.validation import is_concrete
 
 
 class Deterministic(DraftLaw):

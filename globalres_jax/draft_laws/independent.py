@@ -84,11 +84,14 @@ class Independent(DraftLaw):
 
     def moments(self, survive: Array) -> Moments:
         """Covariance diag(sum_j pi_j) - sum_j pi_j pi_j^T, pi_j = q_j e / phi_j."""
-        tiny = jnp.finfo(survive.dtype).tiny
         q = self.token_probs[:, None]
         phi = transform(q, survive[None])
         value = jnp.prod(phi, axis=0)
-        chance = q * survive[None] / jnp.maximum(phi, tiny)[..., None]
+        # Counts weigh phi or less; the square of what is divided by must not vanish,
+        # or derivatives are not finite.
+        least = jnp.sqrt(jnp.finfo(survive.dtype).tiny)
+        divisor = jnp.where(phi > least, phi, jnp.inf)
+        chance = q * survive[None] / divisor[..., None]
         minus = jnp.sqrt(jnp.maximum(value, 0))[None, :, None] * chance
         mean = value[:, None] * jnp.sum(chance, axis=0)
         plus = jnp.sum(minus, axis=0, keepdims=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -71,7 +72,7 @@ class ModelDrafter:
         model, base = self.model, state.cache.length
         logits, cache = self._read_root(state)
         tokens, laws = [state.root[:, None]], []
-        keys = jax.vmap(lambda key: tuple(jax.random.split(key, tree.depth)))(keys)
+        keys = _split(keys, tree.depth)
         for level in range(tree.depth):
             drawn, level_laws = _draw_level(keys[level], tree, level, logits, policy)
             tokens.append(drawn)
@@ -123,19 +124,23 @@ def _draw_level(
     """
     members = tree.levels[level]
     first_child = tree.levels[level + 1][0]
+    groups = [group for group in tree.groups if group.level == level]
     tokens = jnp.zeros((len(logits), len(tree.levels[level + 1])), jnp.int32)
-    node_keys = jax.vmap(lambda key: jax.random.split(key, len(members)))(keys)
+    keys = [keys] if len(groups) == 1 else _split(keys, len(groups))
     laws = []
-    for group in tree.groups:
-        if group.level != level:
-            continue
+    for group, group_keys in zip(groups, keys, strict=True):
         places = group.nodes - members[0]
         # All of a level is no selection, which XLA would make a copy of.
         rows = logits if len(places) == len(members) else logits[:, places]
         law = policy.law(rows, level, group.num_children)
-        drawn = jax.vmap(jax.vmap(lambda one, key: one.sample(key)))(
-            law, node_keys[:, places]
-        )
+        split = functools.partial(jax.random.split, num=len(places))
+        node_keys = jax.vmap(split)(group_keys)
+        drawn = jax.vmap(jax.vmap(lambda one, key: one.sample(key)))(law, node_keys)
         tokens = tokens.at[:, group.children - first_child].set(drawn)
         laws.append(law)
     return tokens, laws
+
+
+def _split(keys: Array, count: int) -> tuple[Array, ...]:
+    """`count` keys of each row: arrays [B]."""
+    return jax.vmap(lambda key: tuple(jax.random.split(key, count)))(keys)

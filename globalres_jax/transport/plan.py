@@ -34,6 +34,7 @@ from globalres_jax.transport.pooled_race import PoolSolver, solve_pooled
 from globalres_jax.transport.race import (
     Race,
     acceptance_gap,
+    inner_tokens,
     optimality,
     race_weights,
     rejection_rate,
@@ -125,8 +126,8 @@ def solve_transport(
 ) -> TransportPlan:
     """Finds the optimal multi-draft verification rule for target `p`.
 
-    Differentiable in `p` and the law's probabilities, in reverse mode, through the
-    condition of optimality.
+    Differentiable in `p` and the law's probabilities, in reverse mode: the derivative
+    is that of the exact solution, taken at the one that was found.
 
     Args:
       p: [V] target distribution, float32 or wider.
@@ -236,7 +237,8 @@ def _solution(p: Array, law: DraftLaw, solver: RaceSolver) -> _Solution:
     known, known_members = jax.lax.stop_gradient((race, members))
     log_weights, pick, iterations = _search(known, known_members, solver)
     # The solution is known; the condition of optimality gives it its derivatives.
-    log_weights = known_root(optimality, log_weights, race)
+    diagonal = jnp.where(inner_tokens(known, log_weights), pick, 1)
+    log_weights = known_root(optimality, log_weights, race, diagonal)
     weights = race_weights(race, log_weights)
     pick = _as_pick_law(pick, race, weights)
     return _Solution(weights, pick, race.best_excess(log_weights), iterations)

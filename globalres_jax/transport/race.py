@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transport.hessian import Curvature
-from globalres_jax.transport.quadrature import LOG_WEIGHT_BOUND
+from globalres_jax.transport.quadrature import LOG_WEIGHT_BOUND, LOG_WEIGHT_FLOOR
 
 
 class Race(Protocol):
@@ -97,13 +98,19 @@ def free_tokens(race: Race, log_weights: Array, pick: Array) -> Array:
     return (race.p > 0) & (race.q > 0) & ~satisfied
 
 
-def optimality(log_weights: Array, race: Race) -> Array:
-    """[k] zero at the solution: log(beta / p), or a - A for tokens held by the bound.
+def inner_tokens(race: Race, log_weights: Array) -> Array:
+    """[k] bool: tokens whose weight is between the bounds, and moves with p and q."""
+    between = (log_weights > LOG_WEIGHT_FLOOR) & (log_weights < LOG_WEIGHT_BOUND)
+    return (race.p > 0) & (race.q > 0) & between
 
-    The logarithm scales the rows alike, which its linear systems depend on.
+
+def optimality(log_weights: Array, race: Race) -> Array:
+    """[k] zero at the solution: beta - p, or a - A for tokens held by the bound.
+
+    Its Jacobian in a is the dual's Hessian for the inner tokens, 1 for all others:
+    symmetric and positive.
     """
-    pick = race.pick_law(race_weights(race, log_weights))
-    free = free_tokens(race, log_weights, pick) & (pick > 0)
-    safe_pick, safe_p = (jnp.where(free, x, 1) for x in (pick, race.p))
-    balance = jnp.log(safe_pick) - jnp.log(safe_p)
-    return jnp.where(free, balance, log_weights - LOG_WEIGHT_BOUND)
+    inner = inner_tokens(race, log_weights)
+    moving = jnp.where(inner, log_weights, jax.lax.stop_gradient(log_weights))
+    pick = race.pick_law(race_weights(race, moving))
+    return jnp.where(inner, pick - race.p, log_weights - LOG_WEIGHT_BOUND)

@@ -8,6 +8,7 @@ is among the drafts the walk goes on from there, else the step ends.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -88,8 +89,8 @@ class TopDown:
         reach = jnp.zeros(tree.num_nodes, p.dtype).at[0].set(1)
         stays, following = jnp.ones_like(reach), p
         for index, group in enumerate(tree.groups):
-            decide = jax.vmap(lambda node, g=index: self._outcomes(tree, planned, g, node))
-            children, chance, left = decide(jnp.asarray(group.nodes))
+            below = functools.partial(self._outcomes, tree, planned, index)
+            children, chance, left = jax.vmap(below)(jnp.asarray(group.nodes))
             reach = reach.at[children].add(reach[group.nodes, None] * chance)
             total = jnp.sum(left, axis=1)
             stays = stays.at[group.nodes].set(total)
@@ -137,7 +138,7 @@ class TopDown:
         inner = sum(len(tree.groups[i].nodes) for i in groups)
         has_leaves = inner < len(tree.levels[level])
         ways = len(groups) + has_leaves
-        keys = [key] if ways == 1 else jax.random.split(key, ways)
+        keys = (key,) if ways == 1 else tuple(jax.random.split(key, ways))
         token, child = jnp.zeros((2,), jnp.int32)
         if has_leaves:
             token = sample(keys[-1], planned.p[node])

@@ -1,20 +1,20 @@
-"""The heaviest tokens by counting, against sorting."""
+"""The top tokens by counting, against sorting."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from globalres_jax.numerics.top_tokens import heaviest
+from globalres_jax.numerics.top_tokens import top_tokens
 
 
 @pytest.mark.parametrize(
     ("vocab_size", "size"),
-    [(5, 1), (5, 5), (32, 7), (33, 32), (1000, 300), (300_000, 9000)],
+    [(5, 1), (5, 5), (33, 32), (100_000, 9000)],
 )
 def test_all_mass_is_found_and_no_token_twice(vocab_size, size):
     rng = np.random.default_rng(vocab_size + size)
-    find = jax.jit(heaviest, static_argnums=1)
+    find = jax.jit(top_tokens, static_argnums=1)
     for held in {0, 1, size // 2, size - 1, size, min(size + 1, vocab_size)}:
         mass = np.zeros(vocab_size, np.float32)
         mass[rng.choice(vocab_size, held, replace=False)] = rng.uniform(0.1, 1, held)
@@ -30,8 +30,9 @@ def test_a_batch_is_its_rows_and_nothing_is_differentiated():
     held = rng.random((4, 70)) < [[0.1], [0.3], [0.6], [1]]
     mass = held * rng.uniform(0.1, 1, (4, 70))
     mass = jnp.asarray(mass, jnp.float32)
-    together = jax.vmap(lambda row: heaviest(row, 20))(mass)
-    apart = jnp.stack([heaviest(row, 20) for row in mass])
+    find = jax.jit(lambda row: top_tokens(row, 20))
+    together = jax.vmap(find)(mass)
+    apart = jnp.stack([find(row) for row in mass])
     np.testing.assert_array_equal(together, apart)
-    gradient = jax.grad(lambda row: jnp.sum(row[heaviest(row, 20)] ** 2))(mass[0])
+    gradient = jax.grad(lambda row: jnp.sum(row[find(row)] ** 2))(mass[0])
     np.testing.assert_allclose(gradient, 2 * mass[0], rtol=1e-6)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from globalres_jax.transforms import normalized_residual, probabilities
 from globalres_jax.numerics.categorical import sample
+from globalres_jax.transforms import normalized_residual, probabilities
 
 LOGITS = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7]]))
 

@@ -9,10 +9,10 @@ from scipy.stats import chisquare
 from globalres_jax.base import NO_TOKEN
 from globalres_jax.numerics.categorical import sample, sample_without_replacement
 
-DRAWS = 200_000
+DRAWS = 40_000
 
 
-@pytest.mark.parametrize("vocab_size", [1, 5, 64, 65, 300, 4096, 4097])
+@pytest.mark.parametrize("vocab_size", [1, 64, 65, 4097])
 def test_frequencies_are_the_probabilities(vocab_size):
     rng = np.random.default_rng(vocab_size)
     probs = rng.dirichlet(np.full(vocab_size, 0.5))

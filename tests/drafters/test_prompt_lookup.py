@@ -1,5 +1,7 @@
 """Drafts from the text itself."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +14,16 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 WIDTH = 12
 
 
+@functools.partial(jax.jit, static_argnames=("count", "max_ngram"))
+def continuation(text, length, count, max_ngram):
+    lookup = gr.PromptLookup(max_ngram=max_ngram)
+    return lookup.continuation(text, length, count)
+
+
 def proposals(text, count, max_ngram=3):
-    history = jnp.zeros((1, 30), jnp.int32).at[0, : len(text)].set(jnp.array(text))
-    draft = gr.PromptLookup(max_ngram=max_ngram).draft(
-        history, jnp.array([len(text)]), count
-    )
-    return draft[0].tolist()
+    padded = np.zeros(30, np.int32)
+    padded[: len(text)] = text
+    return continuation(padded, len(text), 5, max_ngram)[:count].tolist()
 
 
 def searched(text, count, max_ngram=3):
@@ -51,7 +57,7 @@ def target():
 
 
 @pytest.mark.parametrize("name", ["global-resolution", "single-draft"])
-def test_joint_law_of_three_tokens(target, name):
+def test_joint_law_with_drafts_from_the_text(target, name):
     """Chi-square of 20,000 rows against the law of a Markov chain."""
     from scipy.stats import chisquare
 
@@ -95,7 +101,7 @@ def test_a_text_that_repeats_is_drafted_whole():
     assert float(result.metrics.mean_acceptance_length[0]) == 4
 
 
-def test_bad_requests_are_named(target):
+def test_trees_that_branch_are_refused(target):
     config = gr.SpeculativeConfig(num_drafts=2, draft_length=2)
     with pytest.raises(ValueError, match="num_drafts: prompt lookup drafts one path"):
         gr.generate(

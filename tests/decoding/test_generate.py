@@ -12,9 +12,14 @@ from scipy import stats
 
 import globalres_jax as gr
 from globalres_jax import models
-from globalres_jax.decoding import loop, step
 from globalres_jax.base import Model
-from globalres_jax.verifiers import GlobalResolution, RecursiveRejection, SingleDraft
+from globalres_jax.decoding import loop, step
+from globalres_jax.verifiers import (
+    GlobalResolution,
+    GreedyDraft,
+    RecursiveRejection,
+    SingleDraft,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -72,10 +77,28 @@ CONFIGS = {
         num_drafts=1, draft_length=3, temperature=TEMPERATURE, verifier=SingleDraft()
     ),
     "branching": gr.SpeculativeConfig(
-        tree=gr.TokenTree((1, 2, 2)), temperature=TEMPERATURE
+        tree=gr.tree.branching((1, 2, 2)),
+        verifier=RecursiveRejection(),
+        temperature=TEMPERATURE,
+    ),
+    "different drafts": gr.SpeculativeConfig(
+        tree=gr.tree.branching((2, 2)),
+        law=(gr.WithoutReplacement, gr.IID),
+        verifier=RecursiveRejection(),
+        temperature=TEMPERATURE,
+    ),
+    "ragged, likeliest first": gr.SpeculativeConfig(
+        tree=gr.tree.from_parents([-1, 0, 0, 1, 1, 2]),
+        law=gr.TopPlusSample,
+        verifier=GreedyDraft(),
+        temperature=TEMPERATURE,
     ),
     "plain": gr.SpeculativeConfig(draft_length=0, temperature=TEMPERATURE),
 }
+#: Where the rule does not matter, one that compiles fast.
+CHEAP = gr.SpeculativeConfig(
+    num_drafts=2, draft_length=2, verifier=RecursiveRejection(), measure_optimum=False
+)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -85,24 +108,23 @@ def test_joint_law_of_three_tokens(pair, name):
 
 @pytest.fixture
 def mutation(monkeypatch):
-    """Patches the loop; what was compiled before or with it is forgotten."""
-    decoding._generate.clear_cache()
+    """Patches the step; what was compiled before or with it is forgotten."""
+    loop._generate.clear_cache()
     yield monkeypatch
-    decoding._generate.clear_cache()
+    loop._generate.clear_cache()
 
 
 def test_mutant_one_key_for_draft_and_verification(pair, mutation):
-    def reused(keys, step):
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    def reused(keys, steps):
+        keys = jax.vmap(jax.random.fold_in)(keys, steps)
         return keys, keys
 
-    config = CONFIGS["single"]
-    mutation.setattr(decoding, "step_keys", reused)
+    mutation.setattr(step, "step_keys", reused)
     with pytest.raises(jax.errors.KeyReuseError):
-        worst_chi_square_p_value(pair, config)
-    decoding._generate.clear_cache()
+        worst_chi_square_p_value(pair, CONFIGS["single"])
+    loop._generate.clear_cache()
     with jax.debug_key_reuse(False):
-        assert worst_chi_square_p_value(pair, config) < FIVE_SIGMA
+        assert worst_chi_square_p_value(pair, CONFIGS["single"]) < FIVE_SIGMA
 
 
 def test_mutant_residual_from_the_target(pair):
@@ -111,26 +133,28 @@ def test_mutant_residual_from_the_target(pair):
 
 
 def test_mutant_bonus_token_without_temperature(pair, mutation):
-    honest = decoding.walk_tree
+    honest = step.score
 
-    def cold_bonus(key, tree, tokens, p, *rest):
-        leaves = p[tree.num_internal :] ** TEMPERATURE
-        leaves = leaves / leaves.sum(1, keepdims=True)
-        p = jnp.concatenate([p[: tree.num_internal], leaves])
-        return honest(key, tree, tokens, p, *rest)
+    def cold_leaves(cache, tokens, request):
+        p, cache = honest(cache, tokens, request)
+        leaves = request.config.token_tree.num_children == 0
+        cold = p**TEMPERATURE / (p**TEMPERATURE).sum(-1, keepdims=True)
+        return jnp.where(leaves[None, :, None], cold, p), cache
 
-    mutation.setattr(decoding, "walk_tree", cold_bonus)
-    assert worst_chi_square_p_value(pair, CONFIGS["global"]) < FIVE_SIGMA
+    mutation.setattr(step, "score", cold_leaves)
+    assert worst_chi_square_p_value(pair, CONFIGS["recursive"]) < FIVE_SIGMA
 
 
 def test_mutant_draft_law_that_was_not_sampled(pair, mutation):
-    honest = decoding.plan_tree
+    honest = step.propose
 
-    def flat_q(tree, tokens, p, q, *rest):
-        return honest(tree, tokens, p, jnp.full_like(q, 1 / q.shape[-1]), *rest)
+    def claims_flat_rows(keys, state, request):
+        proposal, state = honest(keys, state, request)
+        flat = jax.tree.map(lambda q: jnp.full_like(q, 1 / q.shape[-1]), proposal.laws)
+        return proposal._replace(laws=flat), state
 
-    mutation.setattr(decoding, "plan_tree", flat_q)
-    assert worst_chi_square_p_value(pair, CONFIGS["global"]) < FIVE_SIGMA
+    mutation.setattr(step, "propose", claims_flat_rows)
+    assert worst_chi_square_p_value(pair, CONFIGS["recursive"]) < FIVE_SIGMA
 
 
 def greedy(table: np.ndarray, start: int, length: int) -> list[int]:
@@ -140,7 +164,7 @@ def greedy(table: np.ndarray, start: int, length: int) -> list[int]:
     return text[1:]
 
 
-@pytest.mark.parametrize("verifier", [GlobalResolution(), RecursiveRejection()])
+@pytest.mark.parametrize("verifier", [GlobalResolution()])
 def test_one_hot_target_leaves_no_choice(verifier):
     table = np.eye(6)[[3, 0, 5, 1, 2, 4]]
     target = gr.testing.markov_model(jnp.asarray(table, jnp.float32))
@@ -170,33 +194,62 @@ def test_zero_temperature_is_greedy_decoding_on_the_embedded_pair():
     assert int(plain.metrics.num_spec_steps.min()) == 40
 
 
-@pytest.mark.parametrize("cap", [1, 2, 5, 9])
-def test_stops_at_eos_or_cap_and_nothing_leaks(cap):
+def test_stops_at_ends_and_caps_of_each_row_and_nothing_leaks():
     """Greedy text 3 1 0 3 1 0 ... or 4 2 5 4 ...: the cut is known in advance."""
     table = np.eye(6)[[3, 0, 5, 1, 2, 4]]
     model = gr.testing.markov_model(jnp.asarray(table, jnp.float32))
-    config = gr.SpeculativeConfig(num_drafts=2, draft_length=3)
-    prompts, lengths = jnp.array([[0], [5]]), jnp.array([1, 1])
-    # One token, or several, of which the first that is met ends a row.
-    for eos in (None, 0, 2, 4, 5, (1, 2), (5, 0)):
-        ends = np.atleast_1d(-1 if eos is None else eos).tolist()
+    config = dataclasses.replace(CHEAP, draft_length=3)
+    # One token, or two, of which the first that is met ends a row; -1 is none.
+    ends = [(-1, -1), (0, -1), (2, -1), (4, -1), (5, -1), (1, 2), (5, 0)]
+    rows = [(s, e, cap) for s in (0, 5) for e in ends for cap in (1, 2, 5, 9)]
+    starts, eos, caps = map(np.array, zip(*rows, strict=True))
+    result = gr.generate(
+        jax.random.key(0),
+        model,
+        model,
+        jnp.asarray(starts)[:, None],
+        jnp.ones(len(rows), jnp.int32),
+        config,
+        max_new_tokens=caps,
+        eos_id=eos,
+    )
+    for row, (start, stops, cap) in enumerate(rows):
+        text = greedy(table, start, cap)
+        met = [i for i, token in enumerate(text) if token in stops]
+        text = text[: met[0] + 1] if met else text
+        assert int(result.lengths[row]) == len(text)
+        assert result.tokens[row].tolist() == text + [-1] * (9 - len(text))
+        assert not result.from_draft[row, len(text) :].any()
+
+
+def test_text_ends_at_the_models_own_end_unless_told_otherwise():
+    table = np.eye(6)[[3, 0, 5, 1, 2, 4]]
+    model = gr.testing.markov_model(jnp.asarray(table, jnp.float32))
+    model = dataclasses.replace(model, eos_id=(1,))
+    config = CHEAP
+
+    def length(**changes):
         result = gr.generate(
-            jax.random.key(0), model, model, prompts, lengths, config, cap, eos_id=eos
+            jax.random.key(0),
+            model,
+            model,
+            jnp.array([[0]]),
+            jnp.array([1]),
+            config,
+            9,
+            **changes,
         )
-        for row, start in enumerate((0, 5)):
-            text = greedy(table, start, cap)
-            met = [i for i, token in enumerate(text) if token in ends]
-            text = text[: met[0] + 1] if met else text
-            assert int(result.lengths[row]) == len(text)
-            assert result.tokens[row].tolist() == text + [-1] * (cap - len(text))
-            assert not result.from_draft[row, len(text) :].any()
+        return int(result.lengths[0])
+
+    assert length() == 2 and length(eos_id=0) == 3 and length(eos_id=()) == 9
+    assert length(eos_id=[0, 3]) == 1
 
 
 def test_a_row_does_not_depend_on_its_batch(pair):
     prompts = jnp.array([[0, 1, 2], [2, 0, 0], [1, 1, 0]])
     lengths = jnp.array([3, 1, 2])
     keys = jax.random.split(jax.random.key(5), 3)
-    config = CONFIGS["global"]
+    config = CHEAP
     together = gr.generate(keys, *pair, prompts, lengths, config, 30)
     for row in range(3):
         one = slice(row, row + 1)
@@ -214,7 +267,7 @@ def test_a_row_does_not_depend_on_its_batch(pair):
 
 
 def test_jit_of_the_whole_and_no_recompilation(pair):
-    prompts, config = jnp.array([[0, 1, 2]]), CONFIGS["global"]
+    prompts, config = jnp.array([[0, 1, 2]]), CHEAP
     jitted = jax.jit(
         gr.generate, static_argnames=("config", "max_new_tokens", "eos_id")
     )
@@ -231,16 +284,16 @@ def test_jit_of_the_whole_and_no_recompilation(pair):
         )
 
     chex.assert_trees_all_equal(run(jitted, 1, 3).tokens, run(gr.generate, 1, 3).tokens)
-    compiled = decoding._generate._cache_size()
+    compiled = loop._generate._cache_size()
     run(gr.generate, 2, 1)
-    assert decoding._generate._cache_size() == compiled
-    # An equal config is the same program.
-    same = dataclasses.replace(config)
-    gr.generate(jax.random.key(3), *pair, prompts, jnp.array([2]), same, 12)
-    assert decoding._generate._cache_size() == compiled
+    assert loop._generate._cache_size() == compiled
+    # Other sampling options, caps and ends are data.
+    other = dataclasses.replace(config, temperature=0.3)
+    gr.generate(jax.random.key(3), *pair, prompts, jnp.array([2]), other, [12], 1)
+    assert loop._generate._cache_size() == compiled
 
 
-def test_equal_models_accept_every_draft(pair):
+def test_a_draft_equal_to_its_target_is_always_accepted(pair):
     target, _ = pair
     config = CONFIGS["global"]
     prompts, lengths = jnp.zeros((64, 1), jnp.int32), jnp.ones(64, jnp.int32)
@@ -273,7 +326,42 @@ def test_metrics_add_up(pair):
     assert abs(rate - optimum) <= 5 * np.sqrt(optimum * (1 - optimum) / reached)
 
 
-def test_bad_requests_are_named(pair):
+def test_options_may_differ_from_row_to_row(pair):
+    """Greedy rows, rows of one token by top-k or by top-p, and rows of temperature."""
+    kinds = 4
+    prompts = jnp.zeros((kinds * ROWS, 1), jnp.int32)
+    options = gr.SamplingOptions(
+        temperature=jnp.repeat(jnp.array([0.0, 1.0, 1.0, TEMPERATURE]), ROWS),
+        top_k=jnp.repeat(jnp.array([3, 1, 3, 3]), ROWS),
+        top_p=jnp.repeat(jnp.array([1.0, 1.0, 1e-6, 1.0]), ROWS),
+    )
+    lengths = jnp.ones(kinds * ROWS, jnp.int32)
+    result = gr.generate(
+        jax.random.key(0), *pair, prompts, lengths, CHEAP, 3, options=options
+    )
+    rows = np.asarray(result.tokens).reshape(kinds, ROWS, 3)
+    assert np.all(rows[:3] == greedy(TARGET, 0, 3))
+    chain = TARGET ** (1 / TEMPERATURE)
+    chain = chain / chain.sum(1, keepdims=True)
+    law = chain[0][:, None, None] * chain[:, :, None] * chain[None]
+    seen = np.bincount(rows[3] @ [9, 3, 1], minlength=27)
+    assert stats.chisquare(seen, ROWS * law.reshape(-1)).pvalue > 1e-3
+    with pytest.raises(ValueError, match=r"top_k: expected a number or 2, one for eac"):
+        gr.SamplingOptions(top_k=np.array([1, 2, 3])).for_rows(2)
+    with pytest.raises(ValueError, match="top_k: 5 is larger than max_top_k, 4"):
+        gr.SamplingOptions(top_k=5, max_top_k=4)
+
+
+def test_a_replaced_number_of_drafts_is_another_tree():
+    config = gr.SpeculativeConfig(num_drafts=4, draft_length=3)
+    assert config.token_tree == gr.tree.paths(4, 3)
+    other = dataclasses.replace(config, num_drafts=8)
+    assert other.token_tree == gr.tree.paths(8, 3) and hash(other) != hash(config)
+    given = gr.SpeculativeConfig(tree=gr.tree.chain(2), num_drafts=7)
+    assert dataclasses.replace(given, num_drafts=8).token_tree == gr.tree.chain(2)
+
+
+def test_bad_requests_of_text_are_named(pair):
     target, draft = pair
     key, prompts, lengths = jax.random.key(0), jnp.array([[0, 1]]), jnp.array([2])
     config = gr.SpeculativeConfig(num_drafts=2, draft_length=2)
@@ -310,13 +398,15 @@ def test_bad_requests_are_named(pair):
         config=cache(5),
     )
     refuses("need 11 slots, got 10", config=cache(10))
-    with pytest.raises(ValueError, match="so IID is allowed, got WithoutReplacement"):
-        gr.SpeculativeConfig(law=gr.WithoutReplacement)
     with pytest.raises(ValueError, match="num_drafts: must be at least 1, got 0"):
         gr.SpeculativeConfig(num_drafts=0)
     with pytest.raises(ValueError, match="SingleDraft verifies 1 draft, got 4"):
         gr.SpeculativeConfig(verifier=SingleDraft())
-    with pytest.raises(ValueError, match="verifier: TruncatedGlobalResolution needs"):
-        gr.SpeculativeConfig(verifier=gr.verifiers.TruncatedGlobalResolution())
+    with pytest.raises(TypeError, match=r"KSeq serves IID.*got WithoutReplacement"):
+        gr.SpeculativeConfig(verifier=gr.verifiers.KSeq(), law=gr.WithoutReplacement)
+    with pytest.raises(ValueError, match="law: 1 laws for a tree of 4 levels"):
+        gr.SpeculativeConfig(law=(gr.IID,))
+    with pytest.raises(ValueError, match="draft: None drafts nothing, got a tree"):
+        gr.drafters.NoDrafts().check(gr.tree.chain(2), 5)
     with pytest.raises(ValueError, match="temperature: must be 0 or more"):
         gr.SpeculativeConfig(temperature=-0.1)

@@ -1,0 +1,158 @@
+"""The law of a whole step, every drafted tree and every outcome enumerated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mutants import ResidualFromTarget
+
+import globalres_jax as gr
+from globalres_jax import verifiers
+from globalres_jax.draft_laws import likeliest
+from globalres_jax.testing_steps import joint_law, random_tables, step_law
+from globalres_jax.tree_verifiers import TopDown
+
+VOCAB_SIZE = 3
+TREES = {
+    "2, 2": gr.tree.branching((2, 2)),
+    "3, 1": gr.tree.branching((3, 1)),
+    "1, 2, 1": gr.tree.branching((1, 2, 1)),
+    # Two children, of which one has two and the other one; then one leaf more.
+    "ragged": gr.tree.from_parents([-1, 0, 0, 1, 1, 2]),
+}
+LAWS = {
+    "iid": gr.IID,
+    "without replacement": gr.WithoutReplacement,
+    "top plus sample": gr.TopPlusSample,
+    "deterministic": likeliest,
+}
+RULES = {
+    name: rule() for name, rule in verifiers.BY_NAME.items() if "truncated" not in name
+}
+TARGET, DRAFT = (random_tables(np.random.default_rng(i), VOCAB_SIZE, 3) for i in (0, 1))
+# A target that rules some texts out.
+TARGET[1][0] = [0.0, 1.0, 0.0]
+
+
+def independent(q, num_drafts):
+    """Different drafters: rotations of one."""
+    return gr.Independent(jnp.stack([jnp.roll(q, i) for i in range(num_drafts)]))
+
+
+def drafts_by(makers):
+    """The laws after every text of a level, made by the level's `make(q, n)`."""
+
+    def draft(level, num_drafts):
+        make = makers[level]
+        return jax.jit(jax.vmap(lambda q: make(q, num_drafts)))(DRAFT[level])
+
+    return draft
+
+
+def deviation(rule, tree, makers):
+    """Largest difference of the step's law from the target's."""
+    tables = TARGET[: tree.depth + 1]
+    law = step_law(rule, tree, tables, drafts_by(makers))
+    assert float(law.sum()) == pytest.approx(1, abs=1e-9)
+    return float(jnp.abs(law - joint_law(tables)).max())
+
+
+def served(tree, make):
+    """The rules that serve the tree's laws."""
+    row = jnp.full(VOCAB_SIZE, 1 / VOCAB_SIZE)
+    laws = tuple(make(row, group.num_children) for group in tree.groups)
+    for name, rule in RULES.items():
+        try:
+            TopDown(rule).check(tree, laws)
+        except (TypeError, ValueError):
+            continue
+        yield name, rule
+
+
+def check_all(shape, law, wanted=None):
+    """Every rule that serves the law, or those that are wanted, on one tree."""
+    tree, names = TREES[shape], []
+    for name, rule in served(tree, LAWS[law]):
+        if wanted is not None and name not in wanted:
+            continue
+        names.append(name)
+        if (name, law) == ("global-resolution", "without replacement"):
+            # Clocks for each of hundreds of trees: the law needs no solution.
+            rule = verifiers.GlobalResolution(solver=gr.ProjectedNewton(maxiter=0))
+        assert deviation(TopDown(rule), tree, [LAWS[law]] * 3) <= 1e-9, name
+    return set(names)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_step_has_the_law_of_the_target(law, float64):
+    """Every rule on the tree that has everything: leaves early, unequal families."""
+    names = check_all("ragged", law)
+    assert {"global-resolution", "target-sample"} < names
+
+
+@pytest.mark.parametrize(
+    ("law", "rules"),
+    [
+        ("iid", {"global-resolution", "khisti"}),
+        ("without replacement", {"recursive-rejection"}),
+        ("top plus sample", {"greedy-draft"}),
+        ("deterministic", {"target-sample"}),
+    ],
+)
+@pytest.mark.parametrize("shape", ["2, 2", "3, 1", "1, 2, 1"])
+def test_other_shapes_have_it_too(shape, law, rules, float64):
+    assert check_all(shape, law, rules) == rules
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("shape", ["2, 2", "3, 1", "1, 2, 1"])
+@pytest.mark.parametrize("law", LAWS)
+def test_all_rules_on_all_shapes(shape, law, float64):
+    assert {"target-sample"} < check_all(shape, law)
+
+
+@pytest.mark.parametrize(
+    "makers",
+    [
+        (gr.IID, gr.WithoutReplacement),
+        (gr.WithoutReplacement, gr.IID),
+        (gr.TopPlusSample, independent),
+    ],
+)
+def test_levels_may_have_different_laws(makers, float64):
+    rule = verifiers.GlobalResolution(solver=gr.ProjectedNewton(maxiter=1))
+    assert deviation(TopDown(rule), TREES["2, 2"], makers) <= 1e-9
+
+
+def test_the_published_method_keeps_its_own_bound(float64):
+    """Lossless up to 15 tau a position; here n is data, 1 or 2."""
+    tau = 1e-4
+    rule = verifiers.TruncatedGlobalResolution(tau=tau, max_tuples=20)
+    assert deviation(TopDown(rule), gr.tree.paths(2, 2), [gr.IID] * 2) <= 30 * tau
+
+
+class ForgetsEqualNodes(TopDown):
+    """Mutant: drafts of equal nodes count, but only one of them is looked at."""
+
+    def _decide(self, tree, planned, group, node):
+        alone = jnp.eye(tree.num_nodes, dtype=bool)
+        return super()._decide(tree, planned._replace(same=alone), group, node)
+
+
+class RowOfTheParent(TopDown):
+    """Mutant: a token is verified against the row before it."""
+
+    def _plan(self, tree, tokens, p, laws):
+        return super()._plan(tree, tokens, p[np.maximum(tree.parents, 0)], laws)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        TopDown(ResidualFromTarget()),
+        ForgetsEqualNodes(verifiers.GlobalResolution()),
+        RowOfTheParent(verifiers.TargetSample()),
+    ],
+)
+def test_mutants_of_tree_rules_are_caught(mutant, float64):
+    assert deviation(mutant, gr.tree.paths(2, 2), [gr.IID] * 2) > 1e-3

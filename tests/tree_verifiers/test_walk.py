@@ -1,0 +1,83 @@
+"""A walk is a draw of the law that `law` computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+import globalres_jax as gr
+from globalres_jax.tree_verifiers import TopDown, as_tree_verifier
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+TREE = gr.tree.from_parents([-1, 0, 0, 0, 1, 1, 2])
+# Nodes 1 and 2 spell the same, so that their children join; 4 and 6 are alike, too.
+TOKENS = jnp.array([0, 1, 1, 2, 0, 2, 0])
+DRAWS = 20_000
+
+
+def rows(seed, count):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.dirichlet(np.full(3, 0.8), count), jnp.float32)
+
+
+def target_rows():
+    """Equal nodes have equal rows."""
+    p = rows(0, TREE.num_nodes)
+    return p.at[2].set(p[1]).at[6].set(p[4])
+
+
+def drafted(make):
+    q = rows(1, TREE.num_nodes)
+    q = q.at[2].set(q[1])
+    return tuple(
+        jax.vmap(lambda row, n=group.num_children: make(row, n))(q[group.nodes])
+        for group in TREE.groups
+    )
+
+
+def p_value(rule, make, law_of=None):
+    """Chi-square of walks against the law of (last node, next token)."""
+    p, laws = target_rows(), drafted(make)
+    keys = jax.random.split(jax.random.key(0), DRAWS)
+    walk = jax.jit(jax.vmap(lambda key: rule.walk(key, TREE, TOKENS, p, laws)))(keys)
+    last = np.asarray(walk.nodes.max(axis=1))
+    np.testing.assert_array_equal(TREE.depths[last], walk.accept_length)
+    seen = np.bincount(last * 3 + np.asarray(walk.next_token), minlength=21)
+    decision = (law_of or rule).law(TREE, TOKENS, p, laws)
+    law = np.asarray(decision.stop[:, None] * decision.next, np.float64).reshape(-1)
+    assert law.sum() == pytest.approx(1, abs=1e-5)
+    possible = law > 1e-6
+    assert not seen[~possible].any()
+    expected = law[possible] / law[possible].sum() * DRAWS
+    return chisquare(seen[possible], expected).pvalue
+
+
+@pytest.mark.parametrize(
+    ("rule", "make"),
+    [
+        ("recursive-rejection", gr.IID),
+        ("recursive-rejection", gr.WithoutReplacement),
+        ("global-resolution", gr.IID),
+    ],
+)
+def test_walks_follow_the_law(rule, make):
+    assert p_value(TopDown(gr.verifiers.by_name(rule)), make) > 1e-4
+
+
+class WalksByAnotherRow(TopDown):
+    """Mutant: walks as if the last two tokens of the vocabulary were exchanged."""
+
+    def walk(self, key, tree, tokens, p, laws):
+        return super().walk(key, tree, tokens, p[:, jnp.array([0, 2, 1])], laws)
+
+
+def test_a_walk_of_another_law_is_caught():
+    assert p_value(WalksByAnotherRow(gr.verifiers.TargetSample()), gr.IID) < 1e-9
+
+
+def test_a_rule_for_trees_stays_what_it_is():
+    rule = TopDown(gr.verifiers.TargetSample())
+    assert as_tree_verifier(rule) is rule
+    assert as_tree_verifier(gr.verifiers.TargetSample()) == rule
