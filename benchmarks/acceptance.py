@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from measure import logits_pair
 
-from globalres_jax.commands.acceptance import LAWS, compare_laws, mean_optima
+from globalres_jax.draft_laws import BY_NAME as LAWS
+from globalres_jax.evaluation import compare_laws, mean_optima
 from globalres_jax.transforms import probabilities
 
 TOP_K = (5, 10, 50, 200, 1000)
@@ -63,6 +64,8 @@ def markdown(rules: dict, over_n: list[dict], over_t: list[dict]) -> str:
             spread = "" if error is None else f" ± {error:.4f}"
             below = 100 * (optimum - rate)
             lines.append(f"| | {name} | {rate:.4f}{spread} | {below:.2f} |")
+        for name, reason in found["not_measured"].items():
+            lines.append(f"| | {name} | - | {reason} |")
     lines.append(
         f"| best law at each position | | {rules['best_law_per_position']:.4f} | |"
     )

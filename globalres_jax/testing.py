@@ -5,16 +5,18 @@ For small vocabularies. Enable `jax_enable_x64` for float64 answers.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import itertools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from globalres_jax.base import Array, Model
-from globalres_jax.cache import KVCache, init_cache
+from globalres_jax.base import NO_TOKEN, Array, Decision, Model, Verifier
+from globalres_jax.draft_laws import DraftLaw
 from globalres_jax.validation import as_distribution
 
 _LARGEST_ENUMERATION = 2_000_000
@@ -27,63 +29,112 @@ class Enumeration(NamedTuple):
       drafts: [N, n] every tuple of drafts.
       probability: [N] of drawing it.
       emitted: [N, V] law of the emitted token, given the tuple.
+      accepted: [N] probability that this token is among the drafts.
     """
 
     drafts: Array
     probability: Array
     emitted: Array
+    accepted: Array
+
+    @property
+    def output_law(self) -> Array:
+        """[V] law of the emitted token."""
+        return jnp.sum(self.probability[:, None] * self.emitted, axis=0)
+
+    @property
+    def acceptance_rate(self) -> Array:
+        """[] probability that the emitted token is among the drafts."""
+        return jnp.sum(self.probability * self.accepted)
 
 
-def enumerate_outcomes(verifier, p: Array, law) -> Enumeration:
+def enumerate_outcomes(verifier: Verifier, p: Array, law: DraftLaw) -> Enumeration:
     """Runs the rule on every tuple of drafts that the law can produce.
 
+    One compiled program serves every p and law of the same shapes.
+
     Args:
-      verifier: the rule; hashable, since one compilation serves all values.
+      verifier: the rule, any `Verifier`.
       p: [V] target distribution.
-      law: draft law with a static number of drafts.
+      law: draft law, see `draft_tuples`.
     """
-    p = as_distribution("p", p)
-    drafts = draft_tuples(law)
-    return _outcomes(verifier, p, law, drafts)
+    return _outcomes(verifier, as_distribution("p", p), law)
 
 
 @functools.partial(jax.jit, static_argnames="verifier")
-def _outcomes(verifier, p: Array, law, drafts: Array) -> Enumeration:
-    decisions = jax.vmap(lambda tokens: verifier.decide(p, law, tokens))(drafts)
-    emitted = jax.vmap(lambda accept, residual, x: residual.at[x].add(accept))(
-        decisions.accept, decisions.residual, drafts
-    )
-    return Enumeration(drafts, jax.vmap(law.draft_probability)(drafts), emitted)
+def _outcomes(verifier: Verifier, p: Array, law: DraftLaw) -> Enumeration:
+    return enumerate_decisions(lambda tokens: verifier.decide(p, law, tokens), law)
 
 
-def draft_tuples(law) -> Array:
-    """[V^n, n] all tuples of drafts."""
-    tuples = law.vocab_size**law.num_drafts
-    if tuples > _LARGEST_ENUMERATION:
-        raise ValueError(
-            f"law: {law.vocab_size}^{law.num_drafts} tuples are too many to enumerate"
-        )
-    grid = itertools.product(range(law.vocab_size), repeat=law.num_drafts)
-    return jnp.asarray(np.array(list(grid), np.int32))
+def enumerate_decisions(
+    decide: Callable[[Array], Decision], law: DraftLaw
+) -> Enumeration:
+    """`enumerate_outcomes` of any function from drafts [n] to a `Decision`."""
+    drafts = draft_tuples(law)
+
+    def outcome(tokens: Array) -> tuple[Array, Array]:
+        decision = decide(tokens)
+        # A negative index would count from the end.
+        place = jnp.where(tokens >= 0, tokens, law.vocab_size)
+        emitted = decision.residual.at[place].add(decision.accept, mode="drop")
+        missed = emitted.at[place].set(0, mode="drop")
+        return emitted, jnp.sum(emitted - missed)
+
+    emitted, accepted = jax.vmap(outcome)(drafts)
+    return Enumeration(drafts, _probabilities(law, drafts), emitted, accepted)
 
 
-def output_law(verifier, p: Array, law) -> Array:
+def draft_tuples(law: DraftLaw) -> Array:
+    """[N, n] all tuples of drafts.
+
+    Where the number of drafts is data, slots are `law.max_drafts`, and those that are
+    not in use hold `NO_TOKEN`, at any place.
+
+    Raises:
+      ValueError: there are more than two million.
+    """
+    slots, tokens = law.num_drafts, range(law.vocab_size)
+    if not isinstance(slots, int | np.integer):
+        slots, tokens = law.max_drafts, range(NO_TOKEN, law.vocab_size)
+    if len(tokens) ** slots > _LARGEST_ENUMERATION:
+        raise ValueError(f"law: {len(tokens)}^{slots} tuples are too many to enumerate")
+    return jnp.asarray(_tuples(tuple(tokens), int(slots)))
+
+
+@functools.lru_cache(maxsize=32)
+def _tuples(tokens: tuple[int, ...], slots: int) -> np.ndarray:
+    """[N, slots] int32, in the order of counting."""
+    grid = np.meshgrid(*[np.array(tokens, np.int32)] * slots, indexing="ij")
+    return np.stack(grid, axis=-1).reshape(-1, slots)
+
+
+def _probabilities(law: DraftLaw, drafts: Array) -> Array:
+    """[N] of each of `drafts [N, n]`; the places of unused slots are alike likely."""
+    if isinstance(law.num_drafts, int | np.integer):
+        return jax.vmap(law.draft_probability)(drafts)
+    # A number that is data is one of independent draws.
+    used = drafts >= 0
+    each = jax.vmap(lambda tokens: law.lookup(law.first, tokens))(drafts)
+    chance = jnp.prod(jnp.where(used, each, 1), axis=1)
+    places = np.array([math.comb(used.shape[1], n) for n in range(used.shape[1] + 1)])
+    share = 1 / jnp.asarray(places, chance.dtype)[law.num_drafts]
+    return jnp.where(jnp.sum(used, axis=1) == law.num_drafts, chance * share, 0)
+
+
+_jitted_probabilities = jax.jit(_probabilities)
+
+
+def output_law(verifier: Verifier, p: Array, law: DraftLaw) -> Array:
     """Exact law of the emitted token: [V]. Lossless means that it equals p."""
-    outcomes = enumerate_outcomes(verifier, p, law)
-    return outcomes.probability @ outcomes.emitted
+    return enumerate_outcomes(verifier, p, law).output_law
 
 
-def acceptance_rate(verifier, p: Array, law) -> Array:
+def acceptance_rate(verifier: Verifier, p: Array, law: DraftLaw) -> Array:
     """Exact probability that the emitted token is among the drafts: []."""
-    outcomes = enumerate_outcomes(verifier, p, law)
-    drafted = jax.vmap(lambda x: jnp.zeros(law.vocab_size, bool).at[x].set(True))(
-        outcomes.drafts
-    )
-    accepted = jnp.sum(jnp.where(drafted, outcomes.emitted, 0), axis=1)
-    return outcomes.probability @ accepted
+    return enumerate_outcomes(verifier, p, law).acceptance_rate
 
 
-def linear_program(p: Array, law) -> float:
+def linear_program(p: Array, law: DraftLaw) -> float:
     """Optimum of the optimal transport linear program, by scipy's HiGHS.
 
     Variables S(x, y), the mass of drafting the set of tokens x and emitting y in x:
@@ -94,11 +145,11 @@ def linear_program(p: Array, law) -> float:
 
     p = np.asarray(p, np.float64)
     drafts = draft_tuples(law)
-    probability = np.asarray(jax.vmap(law.draft_probability)(drafts), np.float64)
+    probability = np.asarray(_jitted_probabilities(law, drafts), np.float64)
     mass: dict[tuple[int, ...], float] = {}
     for row, chance in zip(np.asarray(drafts).tolist(), probability, strict=True):
         if chance > 0:
-            key = tuple(sorted(set(row)))
+            key = tuple(sorted(set(row) - {NO_TOKEN}))
             mass[key] = mass.get(key, 0.0) + chance
     rows, columns = [], []
     bounds = [*mass.values(), *p]
@@ -133,10 +184,33 @@ def markov_model(transition: Array) -> Model:
     )
 
 
-def _markov_apply(params, tokens, positions, cache: KVCache, mask):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CountingCache:
+    """A `base.Cache` that holds nothing but the number of tokens.
+
+    Attributes:
+      length: [B] int32.
+      capacity: slots of each row.
+    """
+
+    length: Array
+    capacity: int = dataclasses.field(metadata={"static": True})
+
+    def with_length(self, length: Array) -> CountingCache:
+        """The same, for `length [B]` tokens."""
+        return dataclasses.replace(self, length=length)
+
+    def keep_path(self, base: Array, nodes: Array, count: Array) -> CountingCache:
+        """`count [B]` tokens from the root at `base [B]` on."""
+        del nodes
+        return self.with_length(base + count)
+
+
+def _markov_apply(params, tokens, positions, cache: CountingCache, mask):
     del positions, mask
-    return params[tokens], cache._replace(length=cache.length + tokens.shape[1])
+    return params[tokens], cache.with_length(cache.length + tokens.shape[1])
 
 
-def _markov_cache(batch: int, length: int) -> KVCache:
-    return init_cache(0, batch, length, 1, 1)
+def _markov_cache(batch: int, length: int) -> CountingCache:
+    return CountingCache(jnp.zeros(batch, jnp.int32), length)

@@ -7,7 +7,6 @@ import json
 import zipfile
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
@@ -15,15 +14,8 @@ from rich.table import Table
 
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import BY_NAME as LAWS
-from globalres_jax.draft_laws import IID, WithoutReplacement
+from globalres_jax.evaluation import compare_laws
 from globalres_jax.transforms import probabilities
-from globalres_jax.transport.plan import optimal_acceptance_rate
-from globalres_jax.verifiers import BY_NAME, GlobalResolution, SingleDraft
-
-#: Draws a position for rules whose acceptance rate has no closed form.
-SAMPLES = 256
-#: Largest support for which drafts without replacement, three and more, are solved.
-CLOCKS_SUPPORT = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _table(title: str, found: dict) -> Table:
+    """The optimum, every rule that was measured, and why the others were not."""
     table = Table(title=title)
     table.add_column("rule")
     table.add_column("acceptance rate", justify="right")
@@ -86,6 +79,8 @@ def _table(title: str, found: dict) -> Table:
         spread = "" if error is None else f" ± {error:.4f}"
         below = f"{100 * (optimum - rate):.2f}"
         table.add_row(name, f"{rate:.4f}{spread}", below)
+    for name, reason in found["not_measured"].items():
+        table.add_row(name, "-", reason)
     return table
 
 
@@ -124,103 +119,3 @@ def load_logits(path: Path) -> tuple[Array, Array]:
             f"draft: has shape {draft.shape}, target {target.shape}; they must agree"
         )
     return jnp.asarray(target, jnp.float32), jnp.asarray(draft, jnp.float32)
-
-
-def compare_laws(
-    p: Array, q: Array, num_drafts: int, max_support: int | None, laws: list[str]
-) -> tuple[dict, float]:
-    """Optimum and rules of every law, and what the best law per position reaches.
-
-    Args:
-      p: [rows, V] target distributions.
-      q: [rows, V] draft distributions.
-      num_drafts: n; the single-draft rule always has one.
-      max_support: most tokens of a row of `q` above zero, if known.
-      laws: names of draft laws. A position where fewer than n tokens can be drafted
-        counts with the drafts there are.
-
-    Returns:
-      For each law a dict of `optimum` and `rules`; the mean over positions of the
-      largest optimum.
-    """
-    measured = {}
-    optima, best = mean_optima(p, q, num_drafts, laws)
-    for name in laws:
-        rules = {}
-        for rule_name, rule in BY_NAME.items():
-            found = _rule_rates(rule(), LAWS[name], p, q, num_drafts, max_support)
-            if found is not None:
-                rules[rule_name] = found
-        measured[name] = {"optimum": optima[name], "rules": rules}
-    return measured, best
-
-
-def mean_optima(
-    p: Array, q: Array, num_drafts: int, laws: list[str]
-) -> tuple[dict[str, float], float]:
-    """Mean optimum of each law, and of the best law at each position.
-
-    The optimum costs one sort, so that a decoder could choose the law by it.
-    """
-    rows = {
-        name: _rows(optimal_acceptance_rate, LAWS[name], p, q, num_drafts)
-        for name in laws
-    }
-    best = np.max(list(rows.values()), axis=0)
-    return {name: float(np.mean(r)) for name, r in rows.items()}, float(np.mean(best))
-
-
-def _rows(rate, make_law, p: Array, q: Array, *options) -> np.ndarray:
-    """[rows] of `rate(p, law)`, one row after another."""
-
-    def one(row):
-        return rate(row[0], make_law(row[1], *options))
-
-    return np.asarray(jax.jit(lambda rows: jax.lax.map(one, rows))((p, q)))
-
-
-def _rule_rates(rule, make_law, p, q, num_drafts, max_support) -> dict | None:
-    """Mean acceptance of a rule, in closed form or sampled; None if not served."""
-    if isinstance(rule, SingleDraft):
-        if make_law is not IID:
-            return None
-        num_drafts = 1
-    support = max_support or q.shape[1]
-    try:
-        rule.check(make_law(jnp.full(support, 1 / support), num_drafts))
-    except (TypeError, ValueError):
-        return None
-    by_clocks = make_law is WithoutReplacement and num_drafts > 2
-    if isinstance(rule, GlobalResolution) and by_clocks and support > CLOCKS_SUPPORT:
-        return None
-    options = (num_drafts, max_support)
-    try:
-        rates = _rows(rule.acceptance_rate, make_law, p, q, *options)
-        return {"acceptance_rate": float(rates.mean())}
-    except TypeError:
-        return _sampled_rates(rule, make_law, p, q, options)
-
-
-def _sampled_rates(rule, make_law, p, q, options) -> dict:
-    """Mean and standard error over `SAMPLES` draws at each position."""
-    keys = jax.random.split(jax.random.key(0), len(p))
-
-    def one(row):
-        p, q, key = row
-        law = make_law(q, *options)
-        plan = rule.prepare(p, law)
-
-        def accepted(key):
-            drafts = law.sample(key)
-            decision = rule.resolve(plan, p, law, drafts)
-            # Distinct drafts that the residual emits count as accepted, too.
-            return jnp.sum(decision.accept) + jnp.sum(
-                jnp.where(drafts >= 0, decision.residual[drafts], 0)
-            )
-
-        rates = jax.lax.map(accepted, jax.random.split(key, SAMPLES))
-        return jnp.mean(rates), jnp.var(rates) / SAMPLES
-
-    mean, variance = jax.jit(lambda rows: jax.lax.map(one, rows))((p, q, keys))
-    error = jnp.sqrt(jnp.mean(variance) / len(p))
-    return {"acceptance_rate": float(mean.mean()), "standard_error": float(error)}
