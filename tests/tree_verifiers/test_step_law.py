@@ -9,7 +9,7 @@ from mutants import ResidualFromTarget
 import globalres_jax as gr
 from globalres_jax import verifiers
 from globalres_jax.draft_laws import likeliest
-from globalres_jax.testing_steps import joint_law, random_tables, step_law
+from globalres_jax.testing import joint_law, random_tables, step_law
 from globalres_jax.tree_verifiers import TopDown
 
 VOCAB_SIZE = 3
