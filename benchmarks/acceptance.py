@@ -32,7 +32,7 @@ TITLES = {
 
 
 def distributions(target, draft, temperature: float, top_k: int):
-    """P and q [rows, m] on the tokens of either, an equal problem."""
+    """p and q [rows, m] on the tokens of either, an equal problem."""
     p, q = (np.asarray(probabilities(x, temperature, top_k)) for x in (target, draft))
     used = np.flatnonzero((p > 0).any(0) | (q > 0).any(0))
     return p[:, used], q[:, used]

@@ -20,7 +20,13 @@ import numpy as np
 
 import globalres_jax as gr
 from globalres_jax import models
-from globalres_jax.verifiers import BY_NAME, SingleDraft
+from globalres_jax.verifiers import (
+    BY_NAME,
+    GreedyDraft,
+    SingleDraft,
+    SpecHub,
+    TruncatedGlobalResolution,
+)
 
 PROMPTS = (
     "ROMEO:\n",
@@ -28,6 +34,9 @@ PROMPTS = (
     "First Citizen:\nWe are accounted poor citizens",
     "JULIET:\nO, ",
 )
+
+#: These do not serve i.i.d. drafts, or take seconds a step (the published method).
+LEFT_OUT = (GreedyDraft, SpecHub, TruncatedGlobalResolution)
 
 
 def encode_prompts(tokenizer) -> tuple[jax.Array, jax.Array]:
@@ -62,10 +71,9 @@ def main() -> None:
 
     ways = {"plain": (None, config(gr.verifiers.SingleDraft(), 1))}
     for name, rule in BY_NAME.items():
-        if not rule.serves_trees:
-            continue
         num_drafts = 1 if rule is SingleDraft else args.num_drafts
-        ways[name] = (draft, config(rule(), num_drafts))
+        if rule not in LEFT_OUT:
+            ways[name] = (draft, config(rule(), num_drafts))
 
     def call(name: str, seed: int) -> tuple[gr.Generation, float]:
         model, options = ways[name]
@@ -78,6 +86,7 @@ def main() -> None:
             lengths,
             options,
             max_new_tokens=args.max_tokens,
+            eos_id=(),
         )
         jax.block_until_ready(result)
         return result, time.perf_counter() - start

@@ -59,7 +59,7 @@ def time_call(function: Callable, *args, repeats: int = 3) -> tuple[object, floa
 
 
 def fine_pick_law(q: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
-    """Beta [V] in float64 by a quadrature four times finer than the library's."""
+    """beta [V] in float64 by a quadrature four times finer than the library's."""
     s = np.arange(-60, 4, 0.125)
     nodes = np.exp(s)
     measure = 0.125 * np.exp(-nodes) * nodes

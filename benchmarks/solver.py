@@ -52,7 +52,7 @@ class Cell:
 
 
 def problems_of(target, draft, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """P [rows, k] (a sub-distribution) and q [rows, k] on the draft's top k tokens."""
+    """p [rows, k] (a sub-distribution) and q [rows, k] on the draft's top k tokens."""
     p, q = probabilities(target), probabilities(draft, top_k=top_k)
     tokens = jax.lax.top_k(q, min(top_k, q.shape[1]))[1]
     return tuple(np.asarray(jnp.take_along_axis(x, tokens, axis=1)) for x in (p, q))

@@ -114,3 +114,20 @@ def test_unknown_verifier_lists_the_names(capsys):
     error = capsys.readouterr().err
     for name in ("global-resolution", "recursive-rejection", "single-draft"):
         assert name in error
+
+
+def test_the_command_decodes_once(monkeypatch, capsys):
+    """What is timed is what is shown."""
+    from globalres_jax.commands import generate as command
+
+    runs, compile_generate = [], command.compile_generate
+
+    def counted(*args, **kwargs):
+        decode = compile_generate(*args, **kwargs)
+        return lambda: runs.append(decode()) or runs[-1]
+
+    monkeypatch.setattr(command, "compile_generate", counted)
+    options = ["--verifier", "single-draft", "--json"]
+    assert main([*GENERATE, *options]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert len(runs) == 1 and described["num_tokens"] == int(runs[0].lengths[0])

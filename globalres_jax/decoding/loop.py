@@ -114,9 +114,9 @@ def _as_program(
     """Arguments of `generate`, checked and placed: arrays, and what is static."""
     config = SpeculativeConfig() if config is None else config
     options = config.sampling if options is None else options
+    if draft is None or config.token_tree.depth == 0:
+        draft, config = NoDrafts(), config.plain()
     drafter = as_drafter(draft)
-    if isinstance(drafter, NoDrafts) or config.token_tree.depth == 0:
-        drafter, config = NoDrafts(), config.plain()
     drafter.check(config.token_tree, target.vocab_size)
     prompts, lengths = jnp.asarray(prompts), jnp.asarray(prompt_lengths)
     batch = check_prompts(prompts, lengths, target.vocab_size)

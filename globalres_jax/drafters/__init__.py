@@ -13,18 +13,13 @@ from globalres_jax.drafters.prompt_lookup import PromptLookup
 
 @functools.singledispatch
 def as_drafter(draft: Any) -> Drafter:
-    """A drafter as it is, a model as `ModelDrafter`, None as `NoDrafts`."""
+    """A drafter as it is, a model as `ModelDrafter`."""
     return draft
 
 
 @as_drafter.register
 def _(draft: Model) -> Drafter:
     return ModelDrafter(draft)
-
-
-@as_drafter.register
-def _(draft: None) -> Drafter:
-    return NoDrafts()
 
 
 __all__ = ["ModelDrafter", "NoDrafts", "PromptLookup", "as_drafter"]

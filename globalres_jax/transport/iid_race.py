@@ -53,7 +53,7 @@ class IIDRace(NamedTuple):
     missing: Array
 
     def pick_law(self, weights: Array) -> Array:
-        """Beta [k]: the probability that each token is picked, for `weights [k]`."""
+        """beta [k]: the probability that each token is picked, for `weights [k]`."""
         return pick_and_fall(self, weights)[0]
 
     def curvature(self, weights: Array) -> NodeCurvature:

@@ -76,7 +76,7 @@ def known_root(
         return cg(matvec, right, tol=tol, maxiter=_ITERATIONS)[0]
 
     implicit = custom_root(scaled, solve=solve)
-    # Zeros made from the root, so that each row of a batch has its own: what has no rows
+    # Zeros made from the root, so that each row of a batch has its own: one for all
     # would get the sum of all rows' derivatives.
     nothing = implicit(lambda step, given: step)(0 * given[1], given)
     return given[1] + given[2] * nothing

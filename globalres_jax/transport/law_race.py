@@ -48,7 +48,7 @@ class LawRace(NamedTuple):
         return self.law.num_drafts
 
     def pick_law(self, weights: Array) -> Array:
-        """Beta [k]: the probability that each token is picked, for `weights [k]`."""
+        """beta [k]: the probability that each token is picked, for `weights [k]`."""
         _, measure = quadrature(weights.dtype)
         moments = self._moments(weights, "fine")
         return weights * product(jnp.asarray(measure), moments.mean)

@@ -48,7 +48,7 @@ class Race(Protocol):
     def num_drafts(self) -> int | Array: ...
 
     def pick_law(self, weights: Array) -> Array:
-        """Beta [k] for `weights [k]`, on the fine grid."""
+        """beta [k] for `weights [k]`, on the fine grid."""
         ...
 
     def curvature(self, weights: Array) -> Curvature:
@@ -65,7 +65,7 @@ class Race(Protocol):
 
 
 def race_weights(race: Race, log_weights: Array) -> Array:
-    """W = exp(a), and zero for tokens that the target never emits: [k]."""
+    """w = exp(a), and zero for tokens that the target never emits: [k]."""
     return jnp.where(race.p > 0, jnp.exp(log_weights), 0)
 
 

@@ -37,6 +37,6 @@ class GreedyDraft(Rule):
         return Decision(accept + chance, left)
 
     def acceptance_rate(self, p: Array, law: TopPlusSample) -> Array:
-        """P(D) + sum_{i not in D} min(p_i, r_i): []."""
+        """p(D) + sum_{i not in D} min(p_i, r_i): []."""
         p = law.take(p)
         return jnp.sum(jnp.where(law.fixed, p, jnp.minimum(p, law.proposal)))

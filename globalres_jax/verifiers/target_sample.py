@@ -26,7 +26,7 @@ class TargetSample(Rule):
     def resolve(
         self, plan: tuple, p: Array, law: DraftLaw, draft_tokens: Array
     ) -> Decision:
-        """P on the drafted tokens is accepted, the rest is left."""
+        """p on the drafted tokens is accepted, the rest is left."""
         return Decision(*take_drafted(p, draft_tokens))
 
     def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:

@@ -34,7 +34,7 @@ def test_what_is_sampled_is_what_is_certified(name, float64):
         plan = gr.solve_transport(p, law)
         return law, plan, gr.optimal_acceptance_rate(p, law)
 
-    pairs = np.array(list(distributions(V, 5, 3)))
+    pairs = np.array(list(distributions(V, 5, 2)))
     p, q = pairs[:, 0], (pairs[:, 1] + 0.02) / (1 + 0.02 * V)
     laws, plans, rates = everything(p, q)
     tokens = None

@@ -1,0 +1,28 @@
+"""Exact checks that users can run on their own rules: enumeration and an LP oracle.
+
+For small vocabularies. Enable `jax_enable_x64` for float64 answers.
+"""
+
+from globalres_jax.testing.positions import (
+    Enumeration,
+    acceptance_rate,
+    draft_tuples,
+    enumerate_outcomes,
+    linear_program,
+    markov_model,
+    output_law,
+)
+from globalres_jax.testing.steps import joint_law, random_tables, step_law
+
+__all__ = [
+    "Enumeration",
+    "acceptance_rate",
+    "draft_tuples",
+    "enumerate_outcomes",
+    "joint_law",
+    "linear_program",
+    "markov_model",
+    "output_law",
+    "random_tables",
+    "step_law",
+]
