@@ -8,6 +8,7 @@ import pytest
 import globalres_jax as gr
 from globalres_jax import testing
 from globalres_jax.base import NO_TOKEN
+from globalres_jax.testing import positions
 from globalres_jax.verifiers import Naive, TargetSample
 
 P, Q = np.array([0.1, 0.2, 0.7]), np.array([0.5, 0.3, 0.2])
@@ -44,12 +45,12 @@ def test_linear_program_knows_one_draft_and_fixed_drafts():
 
 
 def test_one_program_enumerates_all_values_of_one_shape():
-    testing._outcomes.clear_cache()
+    positions._outcomes.clear_cache()
     for q in (Q, Q[::-1]):
         for p in (P, P[::-1]):
             testing.output_law(Naive(), p, gr.IID(q, 2))
             testing.acceptance_rate(Naive(), p, gr.IID(q, 2))
-    assert testing._outcomes._cache_size() == 1
+    assert positions._outcomes._cache_size() == 1
 
 
 def test_too_many_tuples_are_refused():

@@ -3,21 +3,24 @@
 For small vocabularies. Enable `jax_enable_x64` for float64 answers.
 """
 
+from globalres_jax.testing.markov import CountingCache, markov_model
 from globalres_jax.testing.positions import (
     Enumeration,
     acceptance_rate,
     draft_tuples,
+    enumerate_decisions,
     enumerate_outcomes,
     linear_program,
-    markov_model,
     output_law,
 )
 from globalres_jax.testing.steps import joint_law, random_tables, step_law
 
 __all__ = [
+    "CountingCache",
     "Enumeration",
     "acceptance_rate",
     "draft_tuples",
+    "enumerate_decisions",
     "enumerate_outcomes",
     "joint_law",
     "linear_program",
