@@ -200,7 +200,11 @@ class ProjectedNewton(IterativeSolver):
 
     def _loop(self, params: Array, state: NewtonState, race: Race) -> OptStep:
         # jaxopt traces the first update apart from the loop; here state and update
-        # have one type, so a single while_loop halves what is compiled.
+        # have one type, so a single while_loop halves what is compiled. Jitted: the
+        # nodes' constants would else be operands of the loop, and under `vmap` have
+        # rows, which `in_rows` does not admit.
+        update = jax.jit(self.update)
+
         @in_rows
         def loop(params, state, race):
             def unfinished(carry):
@@ -210,7 +214,7 @@ class ProjectedNewton(IterativeSolver):
                 return (state.iter_num < self.maxiter) & wanted
 
             def body(carry):
-                return tuple(self.update(*carry, race))
+                return tuple(update(*carry, race))
 
             return jax.lax.while_loop(unfinished, body, (params, state))
 
