@@ -87,6 +87,11 @@ def serves(rule, law) -> bool:
     return True
 
 
+def served(law, rules=EXACT) -> dict:
+    """Those of `rules` that serve the law."""
+    return {name: rule for name, rule in rules.items() if serves(rule, law)}
+
+
 class Batch(NamedTuple):
     """Targets [C, V], their laws stacked, and the number of drafts [C]."""
 
@@ -116,23 +121,27 @@ class Found(NamedTuple):
     closed: np.ndarray | None
 
 
-def enumerated(rule, cases: Batch) -> Found:
-    """One compiled program for all cases, one after another.
+def enumerated(rules: dict, cases: Batch) -> dict[str, Found]:
+    """What each of `rules` does, by one compiled program for all rules and cases.
 
-    In a batch each solve would go on for as long as the slowest.
+    The cases run in turn: in a batch each solve would take as long as the slowest.
     """
-    knows = isinstance(rule, verifiers.rule.Rule)
     law = one(cases.laws, 0)
-    closed = knows and rule.has_acceptance_rate(law)
-    if isinstance(rule, verifiers.GlobalResolution):
-        # The plan's own, whatever the law; here it would be solved a second time.
-        closed = isinstance(law, gr.IID)
+
+    def knows_rate(rule) -> bool:
+        if isinstance(rule, verifiers.GlobalResolution):
+            # The plan's own, whatever the law; here it would be solved a second time.
+            return isinstance(law, gr.IID)
+        return rule.has_acceptance_rate(law)
 
     def each(case):
         p, law = case
-        outcomes = gr.testing.enumerate_outcomes(rule, p, law)
-        rate = rule.acceptance_rate(p, law) if closed else None
-        return Found(outcomes.output_law, outcomes.acceptance_rate, rate)
+        found = {}
+        for name, rule in rules.items():
+            outcomes = gr.testing.enumerate_outcomes(rule, p, law)
+            rate = rule.acceptance_rate(p, law) if knows_rate(rule) else None
+            found[name] = Found(outcomes.output_law, outcomes.acceptance_rate, rate)
+        return found
 
     run = jax.jit(lambda cases: jax.lax.map(each, cases))
     return jax.tree.map(np.asarray, run((jnp.asarray(cases.p), cases.laws)))

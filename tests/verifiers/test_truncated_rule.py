@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,19 +60,37 @@ def test_bounds_of_the_paper_for_one_to_three_drafts_as_data(tau, float64):
     bound = found.plan.upper_bound[solved]
     np.testing.assert_allclose(bound, best, atol=1e-9)
 
+    # An int takes another way to the same plan.
+    i = np.flatnonzero(counts == 2)[-1]
+    plan = rule.prepare(jnp.asarray(p[i]), gr.IID(q[i], 2))
+    chex.assert_trees_all_close(
+        plan, jax.tree.map(lambda x: x[i], found.plan), atol=1e-12
+    )
 
-def test_the_published_method_decides_alike_for_n_as_data(float64):
-    rule, n = TruncatedGlobalResolution(), 2
+
+def test_the_published_method_passes_over_unused_slots(float64):
+    """A plan as for n = 2; one that failed looks at the slots in its own way."""
+    rule = TruncatedGlobalResolution()
     p, q = (jnp.asarray(x) for x in next(distributions(5, seed=4, count=1)))
-    fixed, data = gr.IID(q, n), gr.IID(q, 1).joined(jnp.array(n), MOST - 1)
-    drafts, loose = jnp.array([4, 0]), jnp.array([NO_TOKEN, 4, NO_TOKEN, 0])
-    plan = rule.prepare(p, fixed)
-    by_type = rule.resolve(plan, p, fixed, drafts)
-    plan = jax.jit(rule.prepare)(p, data)
-    by_data = rule.resolve(plan, p, data, loose)
-    np.testing.assert_allclose(by_data.accept[1::2], by_type.accept, atol=1e-12)
-    assert np.all(by_data.accept[::2] == 0)
-    np.testing.assert_allclose(by_data.residual, by_type.residual, atol=1e-12)
+    law, drafts = gr.IID(q, 2), jnp.array([4, 0])
+    loose = jnp.array([NO_TOKEN, 4, NO_TOKEN, 0])
+    resolve = jax.jit(rule.resolve)
+    for converged in (True, False):
+        plan = TruncatedPlan(
+            outside=jnp.arange(5) > 3,
+            kept=jnp.ones(5, bool),
+            log_weights=jnp.log(p),
+            token_residual=q,
+            acceptance_rate=jnp.array(0.5),
+            upper_bound=jnp.array(0.5),
+            converged=jnp.array(converged),
+            iterations=jnp.array(3),
+        )
+        tight = resolve(plan, p, law, drafts)
+        gaps = resolve(plan, p, law, loose)
+        np.testing.assert_allclose(gaps.accept[1::2], tight.accept, atol=1e-12)
+        assert np.all(gaps.accept[::2] == 0)
+        np.testing.assert_allclose(gaps.residual, tight.residual, atol=1e-12)
 
 
 def test_outer_residuals_are_feasible_and_tight(float64):
