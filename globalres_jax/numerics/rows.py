@@ -22,8 +22,7 @@ def map_rows(function: Callable, *arrays: Any) -> Any:
 
 def in_rows(function: Callable) -> Callable:
     """`function`, whose `vmap` is `map_rows`. Not differentiable."""
-    # Jitted: under `lax.cond` constants would else become operands that have rows.
-    single = jax.custom_batching.custom_vmap(jax.jit(function))
+    single = jax.custom_batching.custom_vmap(function)
 
     @single.def_vmap
     def _(size, batched, *args):

@@ -1,6 +1,7 @@
 """Rules for whole token trees, one a file, behind `base.TreeVerifier`."""
 
 from globalres_jax.base import TreeVerifier, Verifier
+from globalres_jax.tree_verifiers.block import Block
 from globalres_jax.tree_verifiers.optimum import optimum_along
 from globalres_jax.tree_verifiers.top_down import TopDown
 
@@ -10,4 +11,4 @@ def as_tree_verifier(rule: Verifier | TreeVerifier) -> TreeVerifier:
     return rule if hasattr(rule, "walk") else TopDown(rule)
 
 
-__all__ = ["TopDown", "as_tree_verifier", "optimum_along"]
+__all__ = ["Block", "TopDown", "as_tree_verifier", "optimum_along"]

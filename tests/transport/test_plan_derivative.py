@@ -67,7 +67,7 @@ def test_gradient_is_the_finite_difference(name, float64):
     np.testing.assert_allclose(slopes, (values[1:3] - values[3:]) / 2e-4, atol=3e-6)
 
 
-@pytest.mark.parametrize("name", ["independent"])
+@pytest.mark.parametrize("name", ["iid"])
 def test_the_gradient_of_a_batch_is_the_batch_of_gradients(name, float64):
     points, _ = neighbours(0.2)
     single = functools.partial(value, name, gr.ProjectedNewton(tol=1e-10))
@@ -75,7 +75,7 @@ def test_the_gradient_of_a_batch_is_the_batch_of_gradients(name, float64):
     np.testing.assert_allclose(of_batch, both(name)(points)[1], atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["two without replacement"])
+@pytest.mark.parametrize("name", ["iid"])
 def test_the_other_solver_has_the_same_gradient(name, float64):
     points, _ = neighbours(0.2)
     other = both(name, gr.BoxLBFGS(tol=1e-8, maxiter=2000))(points)
