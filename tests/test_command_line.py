@@ -11,8 +11,12 @@ from globalres_jax.__main__ import main
 from globalres_jax.commands.generate import _pieces, _prompt_tokens, add_arguments
 from globalres_jax.models import load
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GENERATE = ["generate", "--prompt", "ROMEO:", "--draft-length", "2"]
 GENERATE += ["--max-tokens", "12", "--seed", "3"]
+#: Where the rule does not matter, one that compiles fast.
+CHEAP = ["--verifier", "single-draft"]
 
 
 def test_generate_prints_one_json_object(capsys):
@@ -30,7 +34,7 @@ def test_generate_prints_one_json_object(capsys):
 
 
 def test_generate_shows_text_and_metrics(capsys):
-    options = ["--temp", "0", "--num-drafts", "1", "--compare"]
+    options = ["--temp", "0", *CHEAP, "--compare"]
     assert main([*GENERATE, *options]) == 0
     out = capsys.readouterr().out
     assert out.startswith("ROMEO:")
@@ -43,9 +47,8 @@ def test_generate_shows_text_and_metrics(capsys):
 
 @pytest.mark.parametrize("draft", ["layers:0", "prompt-lookup"])
 def test_drafts_without_a_second_model(draft, capsys):
-    options = ["--draft", draft, "--json", "--verbose"]
-    count = ["--num-drafts", "1"] if draft.startswith("layers") else []
-    assert main([*GENERATE, *options, *count, "--temp", "0", "--compare"]) == 0
+    options = ["--draft", draft, "--json", "--verbose", *CHEAP]
+    assert main([*GENERATE, *options, "--temp", "0", "--compare"]) == 0
     captured = capsys.readouterr()
     described = json.loads(captured.out)
     assert described["text"] == described["plain"]["text"]
@@ -75,7 +78,7 @@ def test_a_chat_template_is_used_unless_refused():
 def test_same_seed_same_text(capsys):
     texts = []
     for seed in ("1", "1", "2"):
-        main([*GENERATE[:-1], seed, "--json", "--num-drafts", "2", "--top-p", "0.9"])
+        main([*GENERATE[:-1], seed, "--json", *CHEAP, "--top-p", "0.9"])
         texts.append(json.loads(capsys.readouterr().out)["text"])
     assert texts[0] == texts[1] != texts[2]
 
@@ -127,7 +130,6 @@ def test_the_command_decodes_once(monkeypatch, capsys):
         return lambda: runs.append(decode()) or runs[-1]
 
     monkeypatch.setattr(command, "compile_generate", counted)
-    options = ["--verifier", "single-draft", "--json"]
-    assert main([*GENERATE, *options]) == 0
+    assert main([*GENERATE, *CHEAP, "--temp", "0", "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
     assert len(runs) == 1 and described["num_tokens"] == int(runs[0].lengths[0])

@@ -24,17 +24,16 @@ from globalres_jax.decoding import loop as decoding
 
     target, draft = models.load("embedded"), models.load("embedded-draft")
     config = gr.SpeculativeConfig(num_drafts=2, draft_length=2, top_k=100)
-    arguments = (
-        jax.random.split(jax.random.key(0), 2),
+    arrays, static = loop._as_program(
+        jax.random.key(0),
         target,
         draft,
         jnp.zeros((2, 5), jnp.int32),
         jnp.ones(2, jnp.int32),
-        jnp.zeros((), jnp.int32),
+        config,
+        8,
     )
-    lowered = decoding._generate.lower(
-        *on_tpu(arguments), config=config, max_new_tokens=8, capacity=32
-    )
+    lowered = loop._generate.lower(*on_tpu(arrays), **static)
     compiled = lowered.compile()
     cost = compiled.cost_analysis()
     print("flops", cost["flops"])
