@@ -12,7 +12,7 @@ SCRIPT = """
 
     import globalres_jax as gr
     from globalres_jax import models
-from globalres_jax.decoding import loop as decoding
+    from globalres_jax.decoding import loop
 
     devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
     place = jax.sharding.SingleDeviceSharding(devices[0])
