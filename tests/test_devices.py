@@ -24,7 +24,8 @@ SPREAD = ("qwen2", "qwen3", "gemma2")
 def python(script: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
     """A process of its own, which sees as many devices as it is told."""
     options = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={devices}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_PLATFORMS": "cpu",
     }
