@@ -7,8 +7,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Importing jaxlib beside libtpu must not look for a machine that has one.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
-# Compilation is most of what the tests take. XLA's newer emitters for CPUs compile three
-# times as long as the older ones, which compute the same; child processes inherit this.
+# Compilation is most of what the tests take, and without optimisation XLA's newer
+# emitters for CPUs take three times as long as the older ones. Child processes inherit
+# this.
 _EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 if _EMITTERS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EMITTERS}".strip()
