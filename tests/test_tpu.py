@@ -1,6 +1,7 @@
 """The decoding loop compiles for a TPU on a machine that has none."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -43,8 +44,11 @@ SCRIPT = """
 
 def run(*arguments: str) -> str:
     """Output of a Python process of its own: libtpu takes locks and threads."""
+    # A TPU's compiler does not know the options of the CPU's.
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *arguments],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=540,
