@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from globalres_jax.base import Array, Cache, Model
+from globalres_jax.base import Array, Cache, Emitted, Model
 
 
 class KVCache(NamedTuple):
@@ -78,6 +78,16 @@ def append_slots(length: Array, num_tokens: int, capacity: int) -> Array:
     """
     slots = length[:, None] + jnp.arange(num_tokens)[None, :]
     return jnp.where(slots < 0, capacity, slots)
+
+
+def emitted_slots(emitted: Emitted, length: Array, capacity: int) -> Array:
+    """Slots [B, D + 1] of emitted tokens behind the first `length [B]` of each row.
+
+    What was not emitted gets `capacity`, which scatters drop.
+    """
+    index = jnp.arange(emitted.tokens.shape[1])[None, :]
+    kept = index < emitted.count[:, None]
+    return jnp.where(kept, length[:, None] + index, capacity)
 
 
 def write_slots(rows: Array, slots: Array, new: Array) -> Array:

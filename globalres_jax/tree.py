@@ -61,14 +61,7 @@ class TokenTree:
             raise ValueError(
                 f"parents: node 0 is the root, with parent -1; got {parents[:1]}"
             )
-        depths = [0]
-        for node, parent in enumerate(parents[1:], start=1):
-            if not 0 <= parent < node:
-                raise ValueError(
-                    f"parents: node {node} has parent {parent}, allowed are 0 to "
-                    f"{node - 1}"
-                )
-            depths.append(depths[parent] + 1)
+        depths = _depths(parents)
         if depths != sorted(depths):
             raise ValueError(
                 "parents: nodes must be numbered level by level; from_parents does it"
@@ -82,10 +75,7 @@ class TokenTree:
     @functools.cached_property
     def depths(self) -> np.ndarray:
         """[N] number of edges from the root."""
-        depths = np.zeros(self.num_nodes, int)
-        for node in range(1, self.num_nodes):
-            depths[node] = depths[self.parents[node]] + 1
-        return depths
+        return np.asarray(_depths(self.parent_of))
 
     @property
     def num_nodes(self) -> int:
@@ -149,16 +139,22 @@ def from_parents(parents: Sequence[int]) -> TokenTree:
       parents: -1 for the root, which is the first; each parent before its children.
     """
     parents = [int(parent) for parent in parents]
-    depths = [0] * len(parents)
+    depths = _depths(parents)
+    order = sorted(range(len(parents)), key=lambda node: depths[node])
+    place = {node: index for index, node in enumerate(order)}
+    return TokenTree(tuple(place.get(parents[node], -1) for node in order))
+
+
+def _depths(parents: Sequence[int]) -> list[int]:
+    """Depth of each node; ValueError for a parent that is no earlier node."""
+    depths = [0]
     for node, parent in enumerate(parents[1:], start=1):
         if not 0 <= parent < node:
             raise ValueError(
                 f"parents: node {node} has parent {parent}, allowed are 0 to {node - 1}"
             )
-        depths[node] = depths[parent] + 1
-    order = sorted(range(len(parents)), key=lambda node: depths[node])
-    place = {node: index for index, node in enumerate(order)}
-    return TokenTree(tuple(place.get(parents[node], -1) for node in order))
+        depths.append(depths[parent] + 1)
+    return depths
 
 
 def branching(widths: Sequence[int]) -> TokenTree:

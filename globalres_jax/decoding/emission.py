@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, Emitted, Walk
-from globalres_jax.cache import write_slots
+from globalres_jax.cache import emitted_slots, write_slots
 
 
 def emit(
@@ -64,9 +64,7 @@ class TextBuffer(NamedTuple):
 
     def extend(self, emitted: Emitted) -> TextBuffer:
         """The text with what a step emitted behind it."""
-        index = jnp.arange(emitted.tokens.shape[1])[None, :]
-        kept = index < emitted.count[:, None]
-        slots = jnp.where(kept, self.lengths[:, None] + index, self.tokens.shape[1])
+        slots = emitted_slots(emitted, self.lengths, self.tokens.shape[1])
         return TextBuffer(
             write_slots(self.tokens, slots, emitted.tokens),
             write_slots(self.from_draft, slots, emitted.from_draft),

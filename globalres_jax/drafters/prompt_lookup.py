@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, DraftPolicy, Emitted, Proposal
-from globalres_jax.cache import write_slots
+from globalres_jax.cache import emitted_slots, write_slots
 from globalres_jax.draft_laws import Deterministic
 from globalres_jax.tree import TokenTree
 
@@ -80,9 +80,7 @@ class PromptLookup:
 
     def commit(self, state: History, emitted: Emitted) -> History:
         """The text with what was emitted behind it."""
-        index = jnp.arange(emitted.tokens.shape[1])[None]
-        kept = index < emitted.count[:, None]
-        slots = jnp.where(kept, state.length[:, None] + index, state.text.shape[1])
+        slots = emitted_slots(emitted, state.length, state.text.shape[1])
         text = write_slots(state.text, slots, emitted.tokens)
         return History(text, state.length + emitted.count)
 

@@ -31,15 +31,14 @@ class Drafts(NamedTuple):
     nodes: Array
 
 
-def verified_laws(tree: TokenTree, tokens: Array, laws: tuple) -> tuple:
+def verified_laws(tree: TokenTree, same: Array, laws: tuple) -> tuple:
     """For each of `tree.groups`, the laws [W] of all drafts below its nodes.
 
     Args:
       tree: shape of the tree.
-      tokens: [N] token at each node.
+      same: [N, N] bool, `tree.same_prefix` of its tokens.
       laws: for each group, the stacked laws of the children of one node.
     """
-    same = tree.same_prefix(tokens)
 
     def of_group(group, law):
         if not law.joins:

@@ -25,7 +25,7 @@ def optimum_along(
         get 0.
     """
     rates = [jnp.zeros((), p.dtype)] * tree.depth
-    laws = verified_laws(tree, tokens, laws)
+    laws = verified_laws(tree, tree.same_prefix(tokens), laws)
     visited = jnp.concatenate([jnp.zeros(1, jnp.int32), walk.nodes])
     for index, group in enumerate(tree.groups):
         level = group.level

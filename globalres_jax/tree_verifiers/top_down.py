@@ -101,7 +101,7 @@ class TopDown:
     def _plan(self, tree: TokenTree, tokens: Array, p: Array, laws: tuple) -> _Planned:
         """Plans for all inner nodes; groups whose laws are alike share one call."""
         same = tree.same_prefix(tokens)
-        laws = verified_laws(tree, tokens, laws)
+        laws = verified_laws(tree, same, laws)
         kinds: dict[Any, list[int]] = {}
         for index, law in enumerate(laws):
             leaves, structure = jax.tree.flatten(law)
