@@ -10,7 +10,6 @@ from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
     checked_row,
-    held_tokens,
     normalized,
     ratio_order,
     transform,
@@ -28,7 +27,8 @@ class Independent(DraftLaw):
 
     Args:
       probs: [n, V] distributions q_1 .. q_n; rounding in their sums is removed.
-      max_support: draft j is on so many likeliest tokens of row j.
+      max_support: k; the law is on the `n k` tokens likeliest in any row, which are
+        all where no row has more than k tokens above zero.
 
     Raises:
       ValueError: a row is no distribution, or more than `max_support` of its tokens
@@ -46,17 +46,11 @@ class Independent(DraftLaw):
             self._hold_union(max_support)
 
     def _hold_union(self, max_support: int) -> None:
-        """Cuts each row to its likeliest tokens, and holds those of all rows."""
-
-        def cut(row: Array) -> Array:
-            tokens, held = held_tokens(row, max_support)
-            return jnp.zeros_like(row).at[tokens].set(held)
-
-        rows = jax.vmap(cut)(self.token_probs)
-        size = min(len(rows) * max_support, self.vocab_size)
+        """Holds the likeliest tokens of all rows together, `max_support` for each."""
+        size = min(self.num_drafts * max_support, self.vocab_size)
         if size < self.vocab_size:
-            self.tokens = top_tokens(jnp.max(rows, axis=0), size)
-        self.token_probs = self.take(rows)
+            self.tokens = top_tokens(jnp.max(self.token_probs, axis=0), size)
+        self.token_probs = normalized(self.take(self.token_probs))
 
     @property
     def num_drafts(self) -> int:
