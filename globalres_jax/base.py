@@ -7,7 +7,7 @@ that its callers use: what satisfies it works in `generate`, whoever wrote it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import jax
@@ -161,6 +161,10 @@ class DraftLaw(Protocol):
         """The law of another number of drafts, at most `most` (where it `joins`)."""
         ...
 
+    def renamed(self, tokens: Array, vocab_size: int) -> DraftLaw:
+        """The same over another vocabulary, where token i is called `tokens[i]`."""
+        ...
+
 
 class Decision(NamedTuple):
     """The conditional law of the emitted token, given the drafts.
@@ -182,6 +186,9 @@ class Verifier(Protocol):
     the transport solve); `resolve` turns a plan and drafts into a `Decision`; `decide`
     is both. In a token tree `law.num_drafts` may be data, and slots that are not in
     use hold `NO_TOKEN`. Hashable, and equal when alike.
+
+    A rule may have one method more, `optimum(plan) -> []`: the optimal acceptance rate
+    (or an upper bound of it) that its plan knows of. Metrics then count it.
     """
 
     def check(self, law: Any) -> None:
@@ -217,11 +224,31 @@ class Walk(NamedTuple):
       nodes: [D] node of each accepted token, by depth from 1 on; 0 beyond.
       accept_length: [] number of accepted tokens.
       next_token: [] the token emitted after them.
+      optimum: [D] the optimal acceptance rate at each node visited, by depth, 0
+        elsewhere; None from a rule that does not know it.
     """
 
     nodes: Array
     accept_length: Array
     next_token: Array
+    optimum: Array | None = None
+
+
+class TargetRows(Protocol):
+    """Rows of p, [N, V], as an array has them: `rows[node]` is [V].
+
+    An array is one. Another computes each row from logits when it is read, so that on a
+    CPU rows that nobody looks at cost nothing; `rows[nodes]` is then [M, V], and there
+    are no other ways to index it.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __getitem__(self, node: Any) -> Array: ...
 
 
 class TreeVerifier(Protocol):
@@ -229,6 +256,9 @@ class TreeVerifier(Protocol):
 
     Both methods are for one row. `laws` has one entry for each of `tree.groups`, the
     laws of its nodes stacked along a leading axis. Hashable, and equal when alike.
+
+    A rule may have an attribute more, `reads_rows`: if it is true, `walk` gets the rows
+    of p as `TargetRows` and not as an array, and should read those that it needs.
     """
 
     def check(self, tree: TokenTree, laws: tuple) -> None:
@@ -273,6 +303,10 @@ class DraftPolicy(Protocol):
     """
 
     vocab_size: int
+
+    def maker(self, level: int) -> Hashable:
+        """What draws the children of nodes at a level: alike where it is equal."""
+        ...
 
     def law(self, logits: Array, level: int, num_drafts: int) -> DraftLaw:
         """The law of `num_drafts` children of nodes at a level of the tree.

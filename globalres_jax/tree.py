@@ -197,7 +197,9 @@ def delayed(trunk: int, num_paths: int, length: int) -> TokenTree:
     return branching([1] * trunk + fork)
 
 
-def tree_mask(tree: TokenTree, rows: np.ndarray, base: Array, capacity: int) -> Array:
+def tree_mask(
+    tree: TokenTree, rows: np.ndarray | Array, base: Array, capacity: int
+) -> Array:
     """Which cache slots tree nodes may attend to.
 
     Args:
@@ -211,6 +213,6 @@ def tree_mask(tree: TokenTree, rows: np.ndarray, base: Array, capacity: int) -> 
     """
     node = jnp.arange(capacity)[None, :] - base[:, None]
     inside = (node >= 0) & (node < tree.num_nodes)
-    lineage = jnp.asarray(tree.ancestors[rows])
+    lineage = jnp.asarray(tree.ancestors)[rows]
     seen = lineage[:, jnp.clip(node, 0, tree.num_nodes - 1)]
     return (node < 0)[:, None] | (inside[:, None] & jnp.moveaxis(seen, 0, 1))

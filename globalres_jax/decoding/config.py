@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, TreeVerifier, Verifier
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.draft_laws import IID
+from globalres_jax.numerics.top_tokens import largest
 from globalres_jax.tree import TokenTree, paths
 from globalres_jax.tree_verifiers import as_tree_verifier
 from globalres_jax.verifiers import GlobalResolution
@@ -37,9 +38,13 @@ class SpeculativeConfig:
       temperature, top_k, top_p, min_p: sampling options, for target and draft alike,
         applied in this order; temperature 0 is greedy. Data to the compiled program,
         and `generate` takes `SamplingOptions` for each row instead.
+      draft_top_k: drafts are drawn from so many likeliest tokens of the draft's row.
+        Any number is exact, since what is drawn from is what is verified; a smaller one
+        costs acceptance and saves time. From V on, from all.
       cache_length: slots of the key/value caches; what is needed if None.
       pad_id: fills `Generation.tokens` after the end of a row.
-      measure_optimum: whether to count what the optimal rule would accept.
+      measure_optimum: whether to compute and count what the optimal rule would accept.
+        `GlobalResolution` counts it anyway, from its plans.
 
     Raises:
       ValueError, TypeError: an option out of range, or a rule that does not serve a
@@ -55,9 +60,10 @@ class SpeculativeConfig:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    draft_top_k: int = 256
     cache_length: int | None = None
     pad_id: int = -1
-    measure_optimum: bool = True
+    measure_optimum: bool = False
 
     def __post_init__(self):
         _ = self.sampling  # checks the options
@@ -67,6 +73,8 @@ class SpeculativeConfig:
             raise ValueError(
                 f"draft_length: must be 0 or more, got {self.draft_length}"
             )
+        if self.draft_top_k < 1:
+            raise ValueError(f"draft_top_k: must be at least 1, got {self.draft_top_k}")
         depth = self.token_tree.depth
         if isinstance(self.law, tuple) and len(self.law) != depth:
             raise ValueError(
@@ -168,11 +176,27 @@ class SampledPolicy:
     options: SamplingOptions
     vocab_size: int
 
+    def maker(self, level: int) -> LawMaker:
+        """What draws the children of nodes at a level."""
+        return self.config.law_of_level(level)
+
     def law(self, logits: Array, level: int, num_drafts: int):
         """The laws [B, W] of `num_drafts` children, from logits [B, W, V]."""
-        make, support = self.config.law_of_level(level), self.options.max_support
+        make, options = self.maker(level), self.options
+        size = max(min(self.config.draft_top_k, self.vocab_size), num_drafts)
+        if options.max_support is not None:
+            size = max(min(size, options.max_support), num_drafts)
+        if size >= self.vocab_size:
+            return _of_each(make, num_drafts, options.to_probabilities(logits))
+        logits, tokens = largest(logits, size)
+        laws = _of_each(make, num_drafts, options.to_probabilities(logits))
 
-        def one(q: Array):
-            return make(q, num_drafts, max_support=support)
+        def rename(law, tokens: Array):
+            return law.renamed(tokens, self.vocab_size)
 
-        return jax.vmap(jax.vmap(one))(self.options.to_probabilities(logits))
+        return jax.vmap(jax.vmap(rename))(laws, tokens)
+
+
+def _of_each(make: LawMaker, num_drafts: int, probs: Array):
+    """The laws [B, W] on rows `probs [B, W, k]`."""
+    return jax.vmap(jax.vmap(lambda q: make(q, num_drafts)))(probs)

@@ -96,5 +96,35 @@ class SamplingOptions:
         )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FilteredRows:
+    """Distributions of one row of the batch, each computed when it is read.
+
+    The `TargetRows` of a decoding step.
+
+    Attributes:
+      logits: [N, V].
+      options: of this row, numbers.
+    """
+
+    logits: Array
+    options: SamplingOptions
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, V)."""
+        return self.logits.shape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the distributions: float32 or wider."""
+        return jnp.promote_types(self.logits.dtype, jnp.float32)
+
+    def __getitem__(self, node: Array) -> Array:
+        """[V] of `node []`, or [M, V] of `node [M]`."""
+        return self.options.to_probabilities(self.logits[node])
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | jax.Array | np.ndarray | np.generic)

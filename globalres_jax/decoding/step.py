@@ -26,7 +26,8 @@ from globalres_jax.base import (
 from globalres_jax.decoding.config import SampledPolicy, SpeculativeConfig
 from globalres_jax.decoding.emission import emit
 from globalres_jax.decoding.metrics import Metrics, count_step
-from globalres_jax.decoding.options import SamplingOptions
+from globalres_jax.decoding.options import FilteredRows, SamplingOptions
+from globalres_jax.numerics.rows import map_rows
 from globalres_jax.tree import tree_mask
 from globalres_jax.tree_verifiers import optimum_along
 
@@ -75,8 +76,8 @@ def decode_step(state: StepState, request: Request) -> tuple[StepState, Emitted]
     """One step of all rows; those that have ended emit nothing."""
     key_draft, key_verify = step_keys(state.keys, state.steps)
     proposal, draft = propose(key_draft, state.draft, request)
-    p, cache = score(state.cache, proposal.tokens, request)
-    walk, optimum = verify(key_verify, proposal, p, request)
+    logits, cache = score(state.cache, proposal.tokens, request)
+    walk, optimum = verify(key_verify, proposal, logits, request)
     emitted, ended = emit(walk, proposal.tokens, state.budget, request.ends)
     cache, draft = commit(cache, draft, emitted, request)
     running = state.budget > 0
@@ -110,7 +111,7 @@ def propose(keys: Array, state: State, request: Request) -> tuple[Proposal, Stat
 
 
 def score(cache: Cache, tokens: Array, request: Request) -> tuple[Array, Cache]:
-    """2. p [B, N, V] after every node [B, N], from one call of the target.
+    """2. Logits [B, N, V] after every node [B, N], from one call of the target.
 
     The tree then lies in the cache behind the text, whose length stays what it was.
     """
@@ -118,24 +119,32 @@ def score(cache: Cache, tokens: Array, request: Request) -> tuple[Array, Cache]:
     mask = tree_mask(tree, np.arange(tree.num_nodes), base, cache.capacity)
     positions = base[:, None] + jnp.asarray(tree.depths)[None, :]
     logits, cache = target.apply(target.params, tokens, positions, cache, mask)
-    return request.options.to_probabilities(logits), cache.with_length(base)
+    return logits, cache.with_length(base)
 
 
 def verify(
-    keys: Array, proposal: Proposal, p: Array, request: Request
+    keys: Array, proposal: Proposal, logits: Array, request: Request
 ) -> tuple[Walk, Array]:
-    """3. A walk for each row; and the optimum at its nodes [B, D], if asked for."""
+    """3. A walk for each row; and the optimum at its nodes [B, D], NaN if not known."""
     config = request.config
     tree, rule = config.token_tree, config.tree_verifier
     rule.check(tree, proposal.laws)
 
-    def row(key, tokens, p, laws) -> tuple[Walk, Array]:
-        walk = rule.walk(key, tree, tokens, p, laws)
-        if not config.measure_optimum:
-            return walk, jnp.zeros(tree.depth, p.dtype)
-        return walk, optimum_along(tree, tokens, p, laws, walk)
+    def row(key, tokens, logits, options, laws) -> tuple[Walk, Array]:
+        p = FilteredRows(logits, options)
+        # A rule that takes an array gets one.
+        shown = p if getattr(rule, "reads_rows", False) else p[jnp.arange(len(tokens))]
+        walk = rule.walk(key, tree, tokens, shown, laws)
+        if config.measure_optimum:
+            optimum = optimum_along(tree, tokens, p, laws, walk)
+        elif walk.optimum is not None:
+            optimum = walk.optimum
+        else:
+            optimum = jnp.full(tree.depth, jnp.nan, p.dtype)
+        return walk._replace(optimum=None), optimum
 
-    return jax.vmap(row)(keys, proposal.tokens, p, proposal.laws)
+    arrays = keys, proposal.tokens, logits, request.options, proposal.laws
+    return map_rows(row, *arrays)
 
 
 def commit(

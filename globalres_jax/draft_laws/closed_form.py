@@ -57,3 +57,8 @@ def fixed_and_one(p: Array, fixed: Array, proposal: Array) -> ClosedForm:
     beaten = blockwise_sum(proposal / (others + single)) + nothing / others
     pick = jnp.where(drawn, proposal * single / (others + single), held * beaten)
     return ClosedForm(held + single, pick, excess)
+
+
+def single_draft(p: Array, proposal: Array) -> ClosedForm:
+    """The optimum for one draw from `proposal [V]`."""
+    return fixed_and_one(p, jnp.zeros(p.shape, bool), proposal)

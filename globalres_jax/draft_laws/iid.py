@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
+from globalres_jax.draft_laws.closed_form import ClosedForm, single_draft
 from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
@@ -103,6 +104,12 @@ class IID(DraftLaw):
         mean = n * value[:, None] * chance
         plus = jnp.sqrt(n * (n - 1) * value)[:, None] * chance
         return Moments(value, mean, mean, plus[None], no_factors(survive))
+
+    def closed_form(self, p: Array) -> ClosedForm | None:
+        """The optimal race for one draft, None where there may be more."""
+        if self.is_fixed and self.num_drafts == 1:
+            return single_draft(p, self.token_probs)
+        return None
 
     def subset_order(self, p: Array) -> Array:
         """By q/p descending."""

@@ -9,6 +9,7 @@ L(u) = E exp(-sum_j u[X_j]), with its first two derivatives.
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar, NamedTuple, Self
 
 import jax
@@ -159,6 +160,18 @@ class DraftLaw:
     def joined(self, num_drafts: Array, most: int) -> Self:
         """The law of another number of drafts, of which there are at most `most`."""
         raise TypeError(f"{type(self).__name__}: drafts of several nodes do not join")
+
+    def renamed(self, tokens: Array, vocab_size: int) -> Self:
+        """The same over another vocabulary, where token i is called `tokens[i]`.
+
+        Args:
+          tokens: [self.vocab_size] different tokens.
+          vocab_size: size of the other vocabulary.
+        """
+        law = copy.copy(self)
+        law.tokens = tokens if self.tokens is None else tokens[self.tokens]
+        law.vocab_size = vocab_size
+        return law
 
     def _hold(self, probs: Array, max_support: int | None, least: int) -> None:
         """Sets `tokens` and `token_probs` from a row `probs [..., V]`."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import clocks
-from globalres_jax.draft_laws.closed_form import ClosedForm, fixed_and_one
+from globalres_jax.draft_laws.closed_form import ClosedForm, single_draft
 from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
@@ -87,7 +87,7 @@ class WithoutReplacement(DraftLaw):
         """The optimal race for one draft, None for more."""
         if self.num_drafts > 1:
             return None
-        return fixed_and_one(p, jnp.zeros(p.shape, bool), self.token_probs)
+        return single_draft(p, self.token_probs)
 
     def subset_order(self, p: Array) -> Array:
         """By q/p descending."""

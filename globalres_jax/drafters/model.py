@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from globalres_jax.base import (
     Array,
@@ -68,22 +69,70 @@ class ModelDrafter:
     def propose(
         self, keys: Array, state: ModelState, tree: TokenTree, policy: DraftPolicy
     ) -> tuple[Proposal, ModelState]:
-        """Draws a tree, one model call a level; node v lies in slot `base + v`."""
-        model, base = self.model, state.cache.length
-        logits, cache = self._read_root(state)
-        tokens, laws = [state.root[:, None]], []
-        keys = _split(keys, tree.depth)
-        for level in range(tree.depth):
-            drawn, level_laws = _draw_level(keys[level], tree, level, logits, policy)
-            tokens.append(drawn)
-            laws += level_laws
-            if level + 1 < tree.depth:
-                nodes = tree.levels[level + 1]
-                positions = jnp.broadcast_to(base[:, None] + level + 1, drawn.shape)
-                mask = tree_mask(tree, nodes, base, cache.capacity)
-                logits, cache = model.apply(model.params, drawn, positions, cache, mask)
+        """Draws a tree, one model call a level; node v lies in slot `base + v`.
+
+        Equal levels are one loop, so that the model is compiled once for all of them.
+        """
+        base = state.cache.length
+        tokens, laws, cache = [state.root[:, None]], [], state.cache
+        for run in _runs(tree, policy):
+            if run[0] == 0:
+                logits, cache = self._read_root(state)
+                drawn = [_draw_level(_fold(keys, 0), tree, 0, logits, policy)]
+            else:
+                cache, drawn = self._grow(
+                    keys, tokens[-1], cache, base, tree, run, policy
+                )
+            for drawn_tokens, level_laws in drawn:
+                tokens.append(drawn_tokens)
+                laws += level_laws
         state = state._replace(cache=cache.with_length(base))
         return Proposal(jnp.concatenate(tokens, 1), tuple(laws)), state
+
+    def _grow(
+        self,
+        keys: Array,
+        tokens: Array,
+        cache: Cache,
+        base: Array,
+        tree: TokenTree,
+        run: tuple[int, ...],
+        policy: DraftPolicy,
+    ) -> tuple[Cache, list]:
+        """Draws the levels below a run of equal levels, whose first holds `tokens`.
+
+        Args:
+          keys: [B].
+          tokens: [B, W].
+          cache: with all nodes above.
+          base: [B] slot of the root.
+          tree: shape of the tree.
+          run: the levels, R of them.
+          policy: how to draw.
+
+        Returns:
+          The cache, and for each level the tokens [B, W'] below it and their laws.
+        """
+        model = self.model
+        nodes = jnp.asarray(np.stack([tree.levels[level] for level in run]))
+
+        def one(carry, level):
+            tokens, cache = carry
+            depth, here = level
+            positions = jnp.broadcast_to(base[:, None] + depth, tokens.shape)
+            mask = tree_mask(tree, here, base, cache.capacity)
+            logits, cache = model.apply(model.params, tokens, positions, cache, mask)
+            level_keys = _fold(keys, depth)
+            drawn, laws = _draw_level(level_keys, tree, run[0], logits, policy)
+            return (drawn, cache), (drawn, laws)
+
+        if len(run) == 1:
+            (_, cache), drawn = one((tokens, cache), (run[0], nodes[0]))
+            return cache, [drawn]
+        levels = jnp.asarray(run), nodes
+        (_, cache), drawn = jax.lax.scan(one, (tokens, cache), levels)
+        each = [jax.tree.map(lambda x, i=i: x[i], drawn) for i in range(len(run))]
+        return cache, each
 
     def commit(self, state: ModelState, emitted: Emitted) -> ModelState:
         """Keeps the path that became text."""
@@ -108,6 +157,34 @@ class ModelDrafter:
             jnp.arange(capacity)[None, None, :] <= place[:, :, None],
         )
         return logits[:, 1:], cache
+
+
+def _runs(tree: TokenTree, policy: DraftPolicy) -> list[tuple[int, ...]]:
+    """The inner levels in order, neighbours that are alike together; the root's alone.
+
+    Alike are levels whose nodes, families and laws are, and that are as wide as those
+    below them, so that one follows from the other by one and the same step.
+    """
+
+    def shape(level: int):
+        groups = [group for group in tree.groups if group.level == level]
+        first, below = tree.levels[level][0], tree.levels[level + 1][0]
+        families = [(g.nodes - first, g.children - below) for g in groups]
+        return (
+            len(tree.levels[level]),
+            len(tree.levels[level + 1]),
+            policy.maker(level),
+            [(nodes.tolist(), children.tolist()) for nodes, children in families],
+        )
+
+    runs: list[tuple[int, ...]] = []
+    for level in range(tree.depth):
+        width, below, *_ = shape(level)
+        if level > 1 and width == below and shape(level) == shape(level - 1):
+            runs[-1] += (level,)
+        else:
+            runs.append((level,))
+    return runs
 
 
 def _draw_level(
@@ -139,6 +216,11 @@ def _draw_level(
         tokens = tokens.at[:, group.children - first_child].set(drawn)
         laws.append(law)
     return tokens, laws
+
+
+def _fold(keys: Array, level: int | Array) -> Array:
+    """Keys [B] of a level."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, level)
 
 
 def _split(keys: Array, count: int) -> tuple[Array, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core as jax_core
 
 
 def map_rows(function: Callable, *arrays: Any) -> Any:
@@ -22,6 +23,25 @@ def map_rows(function: Callable, *arrays: Any) -> Any:
 
 def in_rows(function: Callable) -> Callable:
     """`function`, whose `vmap` is `map_rows`. Not differentiable."""
+
+    @functools.wraps(function)
+    def call(*args):
+        # What the function closes over becomes arguments: behind a `cond` that is
+        # batched JAX batches them, which `custom_vmap` allows for arguments alone.
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        structure = jax.tree.structure(shape)
+
+        def flat(consts: list, *leaves) -> list:
+            with_consts = jax_core.ClosedJaxpr(closed.jaxpr, consts)
+            return jax_core.jaxpr_as_fun(with_consts)(*leaves)
+
+        found = _whose_vmap_is_in_rows(flat)(closed.consts, *jax.tree.leaves(args))
+        return jax.tree.unflatten(structure, found)
+
+    return call
+
+
+def _whose_vmap_is_in_rows(function: Callable) -> Callable:
     single = jax.custom_batching.custom_vmap(function)
 
     @single.def_vmap
@@ -36,7 +56,7 @@ def in_rows(function: Callable) -> Callable:
         result = _map_rows(single, function, rows)
         return result, jax.tree.map(lambda _: True, result)
 
-    return functools.wraps(function)(single)
+    return single
 
 
 def _map_rows(one: Callable, together: Callable, arrays: tuple) -> Any:

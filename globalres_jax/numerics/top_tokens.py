@@ -42,6 +42,11 @@ def top_tokens(mass: Array, size: int) -> Array:
     return in_rows(tokens)(jax.lax.stop_gradient(mass))
 
 
+def largest(values: Array, size: int) -> tuple[Array, Array]:
+    """The `size` largest of `values [..., V]` and their places: [..., size] each."""
+    return jax.lax.top_k(values, size)
+
+
 def _words(held: Array) -> Array:
     """[W] uint32, a bit for each of the tokens `held [V]`."""
     bits = jnp.pad(held, (0, -len(held) % _BITS)).reshape(-1, _BITS)

@@ -4,7 +4,7 @@
 
 A plan is found in one of three ways, all in this file:
 
-  1. in closed form, where all drafts but one are fixed;
+  1. in closed form, where all drafts but one are fixed, or there is but one;
   2. i.i.d. drafts from 320 tokens or more: on pools of similar tokens, and only if that
      leaves too large a gap by tokens;
   3. else by tokens.
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import IID, DraftLaw
+from globalres_jax.draft_laws.closed_form import single_draft
 from globalres_jax.numerics.rows import in_rows
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transport.iid_race import IIDRace, iid_race
@@ -228,12 +229,24 @@ def _solution(p: Array, law: DraftLaw, solver: RaceSolver) -> _Solution:
     closed = law.closed_form(p)
     if closed is not None:
         return _Solution(*closed, jnp.zeros((), jnp.int32))
-    if isinstance(law, IID):
-        num_drafts = jnp.asarray(law.num_drafts, p.dtype)
+    if not isinstance(law, IID):
+        return _raced(*law_race(p, law), solver)
+    num_drafts = jnp.asarray(law.num_drafts, p.dtype)
+
+    def raced() -> _Solution:
         missing = 1 - blockwise_sum(p)
-        race, members = iid_race(p, law.token_probs, num_drafts, missing)
-    else:
-        race, members = law_race(p, law)
+        race = iid_race(p, law.token_probs, num_drafts, missing)
+        return _raced(*race, solver)
+
+    def one_draft() -> _Solution:
+        return _Solution(*single_draft(p, law.token_probs), jnp.zeros((), jnp.int32))
+
+    # In a token tree the number is data, and most often it is 1.
+    return raced() if law.is_fixed else jax.lax.cond(num_drafts > 1, raced, one_draft)
+
+
+def _raced(race: Race, members: Array, solver: RaceSolver) -> _Solution:
+    """The solution of a race, with its derivatives; `members [k]` is H*."""
     known, known_members = jax.lax.stop_gradient((race, members))
     log_weights, pick, iterations = _search(known, known_members, solver)
     # The solution is known; the condition of optimality gives it its derivatives.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from globalres_jax.base import Array, Walk
+from globalres_jax.base import Array, TargetRows, Walk
 from globalres_jax.transport.plan import optimal_acceptance_rate
 from globalres_jax.tree import TokenTree
-from globalres_jax.tree_verifiers.junctions import place_in, verified_laws
+from globalres_jax.tree_verifiers.junctions import junctions, kind_of
 
 
 def optimum_along(
-    tree: TokenTree, tokens: Array, p: Array, laws: tuple, walk: Walk
+    tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple, walk: Walk
 ) -> Array:
     """The optimal acceptance rate at each node that a walk visited: [D].
 
@@ -24,15 +24,21 @@ def optimum_along(
       walk: what was accepted; depths that it did not reach, and nodes without drafts,
         get 0.
     """
-    rates = [jnp.zeros((), p.dtype)] * tree.depth
-    laws = verified_laws(tree, tree.same_prefix(tokens), laws)
-    visited = jnp.concatenate([jnp.zeros(1, jnp.int32), walk.nodes])
-    for index, group in enumerate(tree.groups):
-        level = group.level
-        node = visited[level]
-        here = (level <= walk.accept_length) & jnp.any(node == group.nodes)
-        place = place_in(tree, index, node)
-        law = jax.tree.map(lambda x, place=place: x[place], laws[index])
-        rate = optimal_acceptance_rate(p[node], law)
-        rates[level] = rates[level] + jnp.where(here, rate, 0)
-    return jnp.stack(rates) if rates else jnp.zeros(0, p.dtype)
+    kinds = junctions(tree, tree.same_prefix(tokens), laws)
+    kind = jnp.asarray(kind_of(tree, kinds))
+    ways = [lambda node: jnp.zeros((), p.dtype)]
+    for alike in kinds:
+        ways.append(
+            lambda node, alike=alike: optimal_acceptance_rate(
+                p[node], alike.law(node)
+            ).astype(p.dtype)
+        )
+
+    def at_level(level: Array) -> Array:
+        node = jnp.where(level > 0, walk.nodes[jnp.maximum(level - 1, 0)], 0)
+        reached = level <= walk.accept_length
+        return jax.lax.switch(jnp.where(reached, kind[node], 0), ways, node)
+
+    if tree.depth == 0:
+        return jnp.zeros(0, p.dtype)
+    return jax.lax.map(at_level, jnp.arange(tree.depth))

@@ -9,34 +9,60 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from globalres_jax.base import Array, Decision, TreeDecision, Verifier, Walk
+from globalres_jax.base import (
+    Array,
+    Decision,
+    TargetRows,
+    TreeDecision,
+    Verifier,
+    Walk,
+)
 from globalres_jax.numerics.categorical import sample
 from globalres_jax.numerics.rows import map_rows
+from globalres_jax.transforms import normalized_residual
 from globalres_jax.tree import TokenTree
 from globalres_jax.tree_verifiers.junctions import (
-    Drafts,
-    drafts_below,
+    Junctions,
+    junctions,
+    kind_of,
     law_to_check,
-    place_in,
     representative,
-    verified_laws,
 )
 
 
-class _Planned(NamedTuple):
-    """A drafted tree, ready for decisions at its nodes."""
+class _Drafted(NamedTuple):
+    """A drafted tree of one row: tokens [N], rows of p [N, V], equal nodes [N, N]."""
 
+    tree: TokenTree
     tokens: Array
-    p: Array
+    p: TargetRows
     same: Array
-    laws: tuple
-    plans: tuple
+
+
+class _Place(NamedTuple):
+    """A walk that has come to a node, or has ended there.
+
+    Attributes:
+      level: [] depth of `node`.
+      node: [].
+      token: [] the token emitted last; of no meaning at the root.
+      ended: [] bool.
+      path: [D] node at each depth from 1 on, 0 beyond.
+      optimum: [D] of what the rule says at each node visited, 0 beyond.
+    """
+
+    level: Array
+    node: Array
+    token: Array
+    ended: Array
+    path: Array
+    optimum: Array
 
 
 @jax.tree_util.register_static
@@ -48,9 +74,16 @@ class TopDown:
 
     Attributes:
       verifier: the rule.
+      ahead: whether all nodes are planned together before the walk, or each when the
+        walk comes to it. The outcome is the same. None: together on an accelerator,
+        which idles otherwise; on a CPU, where work is time, only what is walked.
     """
 
     verifier: Verifier
+    ahead: bool | None = None
+
+    #: `walk` reads the rows of p that it needs, and no others.
+    reads_rows = True
 
     def check(self, tree: TokenTree, laws: tuple) -> None:
         """Raises TypeError or ValueError if the rule does not serve a level's law."""
@@ -58,111 +91,122 @@ class TopDown:
             self.verifier.check(law_to_check(tree, law))
 
     def walk(
-        self, key: Array, tree: TokenTree, tokens: Array, p: Array, laws: tuple
+        self, key: Array, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple
     ) -> Walk:
         """Walks the tree, one draw a level: tokens [N], p [N, V]."""
-        planned = self._plan(tree, tokens, p, laws)
-        keys = jax.random.split(key, tree.depth + 1)
-        node = jnp.zeros((), jnp.int32)
-        walking = jnp.ones((), bool)
-        nodes, next_token = [], jnp.zeros((), jnp.int32)
-        for level in range(tree.depth):
-            token, child = self._descend(keys[level], tree, planned, level, node)
-            next_token = jnp.where(walking, token, next_token)
-            walking = walking & (child > 0)
-            node = jnp.where(walking, child, node)
-            nodes.append(jnp.where(walking, child, 0))
-        bonus = sample(keys[tree.depth], p[node])
-        nodes = jnp.stack(nodes) if nodes else jnp.zeros(0, jnp.int32)
-        return Walk(
-            nodes=nodes,
-            accept_length=jnp.sum(nodes > 0).astype(jnp.int32),
-            next_token=jnp.where(walking, bonus, next_token),
+        in_turn = functools.partial(self._walk, tree, False)
+        together = functools.partial(self._walk, tree, True)
+        if self.ahead is not None:
+            return (together if self.ahead else in_turn)(key, tokens, p, laws)
+        return jax.lax.platform_dependent(
+            key, tokens, p, laws, cpu=in_turn, default=together
         )
 
     def law(
         self, tree: TokenTree, tokens: Array, p: Array, laws: tuple
     ) -> TreeDecision:
         """Chance and next token of every place where the walk can end."""
-        planned = self._plan(tree, tokens, p, laws)
-        # Leaves draw from p; the nodes of groups are overwritten below.
-        reach = jnp.zeros(tree.num_nodes, p.dtype).at[0].set(1)
-        stays, following = jnp.ones_like(reach), p
-        for index, group in enumerate(tree.groups):
-            below = functools.partial(self._outcomes, tree, planned, index)
-            children, chance, left = jax.vmap(below)(jnp.asarray(group.nodes))
-            reach = reach.at[children].add(reach[group.nodes, None] * chance)
+        drafted = _Drafted(tree, tokens, p, tree.same_prefix(tokens))
+        # Leaves draw from p, and nothing goes on from them.
+        goes_on = jnp.zeros((tree.num_nodes, tree.num_nodes), p.dtype)
+        stays, following = jnp.ones(tree.num_nodes, p.dtype), p
+        for alike in junctions(tree, drafted.same, laws):
+            nodes = alike.nodes
+            plans = map_rows(self.verifier.prepare, p[nodes], alike.laws)
+            outcomes = functools.partial(self._outcomes, drafted, alike)
+            children, chance, left = jax.vmap(outcomes)(jnp.asarray(nodes), plans)
+            goes_on = goes_on.at[nodes[:, None], children].add(chance)
             total = jnp.sum(left, axis=1)
-            stays = stays.at[group.nodes].set(total)
+            stays = stays.at[nodes].set(total)
             left = left / jnp.where(total > 0, total, 1)[:, None]
-            following = following.at[group.nodes].set(left)
+            following = following.at[nodes].set(left)
+        root = jnp.zeros(tree.num_nodes, p.dtype).at[0].set(1)
+        reach = root
+        for _ in range(tree.depth):
+            reach = root + reach @ goes_on
         return TreeDecision(reach * stays, following)
 
-    def _plan(self, tree: TokenTree, tokens: Array, p: Array, laws: tuple) -> _Planned:
-        """Plans for all inner nodes; groups whose laws are alike share one call."""
-        same = tree.same_prefix(tokens)
-        laws = verified_laws(tree, same, laws)
-        kinds: dict[Any, list[int]] = {}
-        for index, law in enumerate(laws):
-            leaves, structure = jax.tree.flatten(law)
-            shapes = tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)
-            kinds.setdefault((structure, shapes), []).append(index)
-        plans: dict[int, Any] = {}
-        for indices in kinds.values():
-            rows = [tree.groups[index].nodes for index in indices]
-            alike = [laws[index] for index in indices]
-            together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *alike)
-            found = map_rows(self.verifier.prepare, p[np.concatenate(rows)], together)
-            ends = np.cumsum([len(nodes) for nodes in rows])
-            for index, end, nodes in zip(indices, ends, rows, strict=True):
-                part = slice(end - len(nodes), end)
-                plans[index] = jax.tree.map(lambda x, part=part: x[part], found)
-        ordered = tuple(plans[index] for index in range(len(laws)))
-        return _Planned(tokens, p, same, laws, ordered)
+    def _walk(
+        self,
+        tree: TokenTree,
+        ahead: bool,
+        key: Array,
+        tokens: Array,
+        p: TargetRows,
+        laws: tuple,
+    ) -> Walk:
+        """The walk as one loop, whose body decides at one node of any kind."""
+        drafted = _Drafted(tree, tokens, p, tree.same_prefix(tokens))
+        kinds = junctions(tree, drafted.same, laws)
+        ways = [lambda key, node: (sample(key, p[node]), _int(0), _zero(p))]
+        for alike in kinds:
+            plans = map_rows(self._plan, p[alike.nodes], alike.laws) if ahead else None
+            ways.append(functools.partial(self._descend, drafted, alike, plans))
+        kind = jnp.asarray(kind_of(tree, kinds))
 
-    def _decide(
-        self, tree: TokenTree, planned: _Planned, group: int, node: Array
-    ) -> tuple[Drafts, Decision]:
-        """The drafts below a node of a group, and what the rule makes of them."""
-        tokens, p, same, laws, plans = planned
-        place = place_in(tree, group, node)
-        law, plan = jax.tree.map(lambda x: x[place], (laws[group], plans[group]))
-        drafts = drafts_below(tree, tokens, same[node], group, node, law.joins)
-        return drafts, self.verifier.resolve(plan, p[node], law, drafts.tokens)
+        def descend(at: _Place) -> _Place:
+            level_key = jax.random.fold_in(key, at.level)
+            token, child, best = jax.lax.switch(kind[at.node], ways, level_key, at.node)
+            return _Place(
+                level=at.level + 1,
+                node=child,
+                token=token,
+                ended=child == 0,
+                path=at.path.at[at.level].set(child, mode="drop"),
+                optimum=at.optimum.at[at.level].set(best, mode="drop"),
+            )
+
+        start = _Place(
+            _int(0),
+            _int(0),
+            _int(0),
+            jnp.zeros((), bool),
+            jnp.zeros(tree.depth, jnp.int32),
+            jnp.zeros(tree.depth, p.dtype),
+        )
+        end = jax.lax.while_loop(lambda at: ~at.ended, descend, start)
+        return Walk(end.path, jnp.sum(end.path > 0), end.token, end.optimum)
+
+    def _plan(self, p: Array, law) -> tuple[Any, Array]:
+        """The rule's plan, and the optimum that it knows of: [], NaN for none."""
+        plan = self.verifier.prepare(p, law)
+        known = getattr(self.verifier, "optimum", None)
+        none = jnp.full((), jnp.nan, p.dtype)
+        return plan, none if known is None else known(plan).astype(p.dtype)
 
     def _descend(
-        self, key: Array, tree: TokenTree, planned: _Planned, level: int, node: Array
-    ) -> tuple[Array, Array]:
-        """The token emitted after `node []` of a level, and the child it leads to."""
-        groups = [i for i, group in enumerate(tree.groups) if group.level == level]
-        inner = sum(len(tree.groups[i].nodes) for i in groups)
-        has_leaves = inner < len(tree.levels[level])
-        ways = len(groups) + has_leaves
-        keys = (key,) if ways == 1 else tuple(jax.random.split(key, ways))
-        token, child = jnp.zeros((2,), jnp.int32)
-        if has_leaves:
-            token = sample(keys[-1], planned.p[node])
-        for way, index in zip(keys, groups, strict=False):
-            drafts, decision = self._decide(tree, planned, index, node)
-            drawn = draw(way, decision, drafts.tokens)
-            chosen = representative(tree, drafts, drawn)
-            below = jnp.sum(jnp.where(chosen, drafts.nodes, 0)).astype(jnp.int32)
-            here = jnp.any(node == tree.groups[index].nodes) if ways > 1 else True
-            token = jnp.where(here, drawn, token)
-            child = jnp.where(here, below, child)
-        return token, child
+        self, drafted: _Drafted, alike: Junctions, plans, key: Array, node: Array
+    ) -> tuple[Array, Array, Array]:
+        """The token emitted after `node []`, the child it leads to, and the optimum."""
+        tree, tokens, p, same = drafted
+        row, law = p[node], alike.law(node)
+        if plans is None:
+            plan, best = self._plan(row, law)
+        else:
+            place = jnp.asarray(alike.places)[node]
+            plan, best = jax.tree.map(lambda x: x[place], plans)
+        drafts = alike.drafts(tree, tokens, same, node)
+
+        def decide() -> Decision:
+            return self.verifier.resolve(plan, row, law, drafts.tokens)
+
+        token = draw(key, decide, drafts.tokens, row)
+        chosen = representative(tree, drafts, token)
+        child = jnp.sum(jnp.where(chosen, drafts.nodes, 0)).astype(jnp.int32)
+        return token, child, best
 
     def _outcomes(
-        self, tree: TokenTree, planned: _Planned, group: int, node: Array
+        self, drafted: _Drafted, alike: Junctions, node: Array, plan
     ) -> tuple[Array, Array, Array]:
         """Drafts below a node [n], the chance to go on through each [n], the rest [V].
 
         Tokens that stand in several slots go on through their representative.
         """
-        drafts, decision = self._decide(tree, planned, group, node)
+        tree, tokens, p, same = drafted
+        drafts = alike.drafts(tree, tokens, same, node)
+        decision = self.verifier.resolve(plan, p[node], alike.law(node), drafts.tokens)
         tokens = drafts.tokens
-        size = planned.p.shape[-1]
-        slots = jnp.where(tokens >= 0, tokens, size)
+        slots = jnp.where(tokens >= 0, tokens, p.shape[-1])
         emitted = decision.residual.at[slots].add(decision.accept, mode="drop")
         leads = jax.vmap(lambda token: representative(tree, drafts, token))(tokens)
         leads = jnp.diagonal(leads) & (tokens >= 0)
@@ -170,12 +214,29 @@ class TopDown:
         return drafts.nodes, chance, emitted.at[slots].set(0, mode="drop")
 
 
-def draw(key: Array, decision: Decision, draft_tokens: Array) -> Array:
-    """Samples the emitted token from a `Decision`: [] int32."""
+def draw(
+    key: Array, decide: Callable[[], Decision], draft_tokens: Array, p: Array
+) -> Array:
+    """Samples the emitted token of the `Decision` that `decide()` makes: [] int32.
+
+    A residual over the vocabulary is formed only where no draft is accepted. Rounding
+    may lead to one that is empty; `p [V]` is then a safe thing to sample.
+    """
     key_slot, key_residual = jax.random.split(key)
-    rejected = jnp.sum(decision.residual, keepdims=True)
-    slot = sample(key_slot, jnp.concatenate([decision.accept, rejected]))
-    token = sample(key_residual, decision.residual)
+    accept = decide().accept
+    rejected = jnp.maximum(1 - jnp.sum(accept, keepdims=True), 0)
+    slot = sample(key_slot, jnp.concatenate([accept, rejected]))
     num_slots = draft_tokens.shape[0]
-    accepted = draft_tokens[jnp.minimum(slot, num_slots - 1)]
-    return jnp.where(slot < num_slots, accepted, token)
+    return jax.lax.cond(
+        slot < num_slots,
+        lambda: draft_tokens[jnp.minimum(slot, num_slots - 1)],
+        lambda: sample(key_residual, normalized_residual(decide().residual, p)),
+    )
+
+
+def _int(value: int) -> Array:
+    return jnp.asarray(value, jnp.int32)
+
+
+def _zero(p: TargetRows) -> Array:
+    return jnp.zeros((), p.dtype)

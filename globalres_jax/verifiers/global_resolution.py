@@ -51,6 +51,10 @@ class GlobalResolution(Rule):
         residual = normalized_residual(left, p)
         return Decision(accept, (1 - jnp.sum(accept)) * residual)
 
+    def optimum(self, plan: TransportPlan) -> Array:
+        """The plan's own upper bound: []."""
+        return plan.upper_bound
+
     def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """sum_i min(beta_i, p_i): []."""
         return self.prepare(p, law).acceptance_rate

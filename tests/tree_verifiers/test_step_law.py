@@ -126,16 +126,16 @@ def test_the_published_method_keeps_its_own_bound(float64):
 class ForgetsEqualNodes(TopDown):
     """Mutant: drafts of equal nodes count, but only one of them is looked at."""
 
-    def _decide(self, tree, planned, group, node):
-        alone = jnp.eye(tree.num_nodes, dtype=bool)
-        return super()._decide(tree, planned._replace(same=alone), group, node)
+    def _outcomes(self, drafted, alike, node, plan):
+        alone = jnp.eye(drafted.tree.num_nodes, dtype=bool)
+        return super()._outcomes(drafted._replace(same=alone), alike, node, plan)
 
 
 class RowOfTheParent(TopDown):
     """Mutant: a token is verified against the row before it."""
 
-    def _plan(self, tree, tokens, p, laws):
-        return super()._plan(tree, tokens, p[np.maximum(tree.parents, 0)], laws)
+    def law(self, tree, tokens, p, laws):
+        return super().law(tree, tokens, p[np.maximum(tree.parents, 0)], laws)
 
 
 @pytest.mark.parametrize(

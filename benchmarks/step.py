@@ -1,0 +1,192 @@
+"""Where a decoding step spends its time: model calls, and everything else.
+
+    python benchmarks/step.py [--target T.gguf --draft layers:0-2] [--top-p 0.95]
+
+Each piece runs in a compiled loop of its own over the same state, so that caches are
+written in place as they are in `generate`; the loops take turns. `rest` is the whole
+step less its model calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+import globalres_jax as gr
+from globalres_jax.cache import prefill
+from globalres_jax.commands.loading import load_measured
+from globalres_jax.decoding import step
+from globalres_jax.decoding.metrics import empty_metrics
+from globalres_jax.decoding.step import Request, StepState
+from globalres_jax.drafters import as_drafter
+from globalres_jax.tree import tree_mask
+
+PROMPT = "ROMEO:\nBut soft, what light through yonder window breaks? It is the east"
+
+
+def start(args: argparse.Namespace) -> tuple[StepState, Request]:
+    """The state after a prompt, and the request."""
+    target, draft, _ = load_measured(args.target, args.draft, jnp.dtype(args.dtype))
+    config = gr.SpeculativeConfig(
+        num_drafts=args.num_drafts,
+        draft_length=args.draft_length,
+        draft_top_k=args.draft_top_k,
+        temperature=args.temp,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        verifier=gr.verifiers.by_name(args.verifier),
+    )
+    drafter = as_drafter(draft)
+    ids = jnp.asarray([target.tokenizer.encode(PROMPT)] * args.batch, jnp.int32)
+    lengths = jnp.full(args.batch, ids.shape[1])
+    options = config.sampling.for_rows(args.batch)
+    capacity = config.capacity(ids.shape[1], args.steps * (args.draft_length + 1))
+    state = StepState(
+        keys=jax.random.split(jax.random.key(0), args.batch),
+        steps=jnp.zeros(args.batch, jnp.int32),
+        budget=jnp.full(args.batch, 10**6),
+        cache=prefill(target, ids, lengths, capacity),
+        draft=drafter.start(ids, lengths, capacity),
+        metrics=empty_metrics(args.batch, config.token_tree.depth),
+    )
+    ends = jnp.full((args.batch, 1), -1)
+    return state, Request(target, drafter, options, ends, config.program())
+
+
+def pieces(request: Request) -> dict[str, Callable]:
+    """Functions of a state and what a step before it made, each one piece of a step."""
+    tree = request.config.token_tree
+
+    def whole(state, made):
+        return step.decode_step(state, request)[0], made
+
+    def target_call(state, made):
+        logits, cache = step.score(state.cache, made["proposal"].tokens, request)
+        return state._replace(cache=cache), made | {"logits": barrier(logits)}
+
+    def draft_calls(state, made):
+        drafter, model = request.drafter, request.drafter.model
+        base = state.draft.cache.length
+        logits, cache = drafter._read_root(state.draft)
+        logits, _ = jax.lax.optimization_barrier((logits, base))
+        kept = logits[:, 0, 0]
+        for level in range(1, tree.depth):
+            nodes = tree.levels[level]
+            tokens = made["proposal"].tokens[:, nodes]
+            positions = jnp.broadcast_to(base[:, None] + level, tokens.shape)
+            mask = tree_mask(tree, nodes, base, cache.capacity)
+            logits, cache = model.apply(model.params, tokens, positions, cache, mask)
+            kept = kept + barrier(logits)[:, 0, 0]
+        draft = state.draft._replace(cache=cache.with_length(base))
+        return state._replace(draft=draft), made | {"kept": kept}
+
+    def propose(state, made):
+        keys = step.step_keys(state.keys, state.steps)[0]
+        proposal, draft = step.propose(keys, state.draft, request)
+        state = state._replace(draft=draft, steps=state.steps + 1)
+        return state, made | {"proposal": proposal}
+
+    def verify(state, made):
+        keys = step.step_keys(state.keys, state.steps)[1]
+        walk, _ = step.verify(keys, made["proposal"], made["logits"], request)
+        return state._replace(steps=state.steps + 1), made | {"walk": walk}
+
+    def filters(state, made):
+        kept = request.options.to_probabilities(barrier(made["logits"]))
+        return state, made | {"kept": barrier(kept)[:, 0, 0]}
+
+    def commit(state, made):
+        emitted, _ = step.emit(
+            made["walk"], made["proposal"].tokens, state.budget, request.ends
+        )
+        cache, draft = step.commit(state.cache, state.draft, emitted, request)
+        base = state.cache.length, state.draft.cache.length
+        draft = draft._replace(cache=draft.cache.with_length(base[1]))
+        return state._replace(cache=cache.with_length(base[0]), draft=draft), made
+
+    return {
+        "whole step": whole,
+        "target call": target_call,
+        "draft calls": draft_calls,
+        "draft calls and draws": propose,
+        "filters, all rows": filters,
+        "walk": verify,
+        "commit": commit,
+    }
+
+
+def barrier(x):
+    """`x`, which nothing before may be simplified by what is read of it."""
+    return jax.lax.optimization_barrier(x)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", default="embedded")
+    parser.add_argument("--draft", default="embedded-draft")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--num-drafts", type=int, default=4)
+    parser.add_argument("--draft-length", type=int, default=4)
+    parser.add_argument("--draft-top-k", type=int, default=256)
+    parser.add_argument("--temp", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--verifier", default="global-resolution")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=10, help="steps of a loop")
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    state, request = start(args)
+
+    @jax.jit
+    def first(state, request):
+        keys = step.step_keys(state.keys, state.steps)
+        proposal, _ = step.propose(keys[0], state.draft, request)
+        logits, _ = step.score(state.cache, proposal.tokens, request)
+        walk, _ = step.verify(keys[1], proposal, logits, request)
+        kept = logits[:, 0, 0]
+        return {"proposal": proposal, "logits": logits, "walk": walk, "kept": kept}
+
+    made = first(state, request)
+    loops, compiling = {}, {}
+    for name in pieces(request):
+
+        def loop(state, made, request, name=name):
+            piece = pieces(request)[name]
+            return jax.lax.fori_loop(
+                0, args.steps, lambda _, carry: piece(*carry), (state, made)
+            )
+
+        begun = time.perf_counter()
+        loops[name] = jax.jit(loop).lower(state, made, request).compile()
+        compiling[name] = time.perf_counter() - begun
+
+    times = {name: [] for name in loops}
+    for _ in range(args.repeats):
+        for name, loop in loops.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(loop(state, made, request))
+            times[name].append((time.perf_counter() - begun) / args.steps * 1e3)
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    whole = median["whole step"]
+    calls = [
+        a - b - c
+        for a, b, c in zip(
+            times["whole step"], times["target call"], times["draft calls"], strict=True
+        )
+    ]
+    print(f"{jax.devices()[0].device_kind}, {request.config.token_tree.num_nodes} nodes")
+    print("\n| piece | ms | share of the step | compiled in (s) |\n|---|---|---|---|")
+    for name, value in median.items():
+        print(f"| {name} | {value:.2f} | {value / whole:.0%} | {compiling[name]:.1f} |")
+    rest = statistics.median(calls)
+    print(f"| whole step less model calls | {rest:.2f} | {rest / whole:.0%} | |")
+
+
+if __name__ == "__main__":
+    main()
