@@ -30,6 +30,7 @@ from rich.progress import track
 
 import globalres_jax as gr
 from globalres_jax.base import Array
+from globalres_jax.numerics.categorical import uniforms
 from globalres_jax.numerics.rows import map_rows
 from globalres_jax.transforms import probabilities
 from globalres_jax.tree_verifiers.top_down import draw
@@ -107,7 +108,8 @@ def prepare(case: tuple[str, str], p: Array, q: Array, n: int, top_k: int) -> Po
 
     def position(key: Array, p: Array, q: Array, drafts: Array) -> Array:
         law = draft_law(law_name, q, n, top_k)
-        return draw(key, rule.decide(p, law, drafts), drafts)
+        numbers = uniforms(key, (2,))
+        return draw(numbers, lambda: rule.decide(p, law, drafts), drafts, p)
 
     def drafted(key: Array, q: Array) -> Array:
         return draft_law(law_name, q, n, top_k).sample(key)

@@ -180,7 +180,9 @@ def main() -> None:
             times["whole step"], times["target call"], times["draft calls"], strict=True
         )
     ]
-    print(f"{jax.devices()[0].device_kind}, {request.config.token_tree.num_nodes} nodes")
+    print(
+        f"{jax.devices()[0].device_kind}, {request.config.token_tree.num_nodes} nodes"
+    )
     print("\n| piece | ms | share of the step | compiled in (s) |\n|---|---|---|---|")
     for name, value in median.items():
         print(f"| {name} | {value:.2f} | {value / whole:.0%} | {compiling[name]:.1f} |")

@@ -153,6 +153,10 @@ class DraftLaw(Protocol):
         """Draws the drafts: [n] int32 tokens of the vocabulary."""
         ...
 
+    def draw(self, numbers: Array) -> Array:
+        """`sample` from uniform `numbers [n, UNIFORMS]`, see `numerics.categorical`."""
+        ...
+
     def draft_probability(self, draft_tokens: Array) -> Array:
         """Probability of drawing exactly `draft_tokens [n]`, in this order: []."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 
@@ -68,6 +69,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--min-p", type=float)
     parser.add_argument(
+        "--draft-top-k",
+        type=int,
+        default=256,
+        metavar="K",
+        help="draw drafts from the draft's K likeliest tokens (256); exact for any K",
+    )
+    parser.add_argument(
+        "--measure-optimum",
+        action="store_true",
+        help="compute what the optimal rule would accept, whatever the rule",
+    )
+    parser.add_argument(
         "--compare", action="store_true", help="also decode without drafts"
     )
     parser.add_argument(
@@ -116,6 +129,8 @@ def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
         top_k=args.top_k,
         top_p=args.top_p,
         min_p=args.min_p,
+        draft_top_k=args.draft_top_k,
+        measure_optimum=args.measure_optimum,
     )
 
 
@@ -163,6 +178,8 @@ class TimedGeneration:
             "num_accepted_draft_tokens",
         )
         self.metrics = {n: np.asarray(getattr(counts, n)[0]).tolist() for n in names}
+        if math.isnan(self.metrics["optimal_acceptance_rate"]):
+            self.metrics["optimal_acceptance_rate"] = None  # JSON has no NaN
         self.metrics["tokens_per_second"] = length / running
         self.metrics["seconds_with_compilation"] = compiling + running
 
@@ -234,7 +251,9 @@ def _show(args: argparse.Namespace, target: Model, results: dict) -> None:
         cells = []
         for name, result in results.items():
             drafts = name == "speculative" or not key.endswith("rate")
-            cells.append(form.format(result.metrics[key]) if drafts else "-")
+            value = result.metrics[key]
+            known = drafts and value is not None
+            cells.append(form.format(value) if known else "-")
         table.add_row(label, *cells)
 
     row(

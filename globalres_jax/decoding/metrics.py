@@ -20,7 +20,8 @@ class Metrics(NamedTuple):
         or the length cap may cut some of them off the text).
       acceptance_histogram: [B, D + 1] steps by number of accepted tokens.
       reached_per_position: [B, D] steps whose walk reached this depth.
-      optimum_sum: [B] sum of the optimal acceptance rates at the nodes reached.
+      optimum_sum: [B] sum of the optimal acceptance rates at the nodes reached; NaN
+        where nobody computed them (see `SpeculativeConfig.measure_optimum`).
     """
 
     num_spec_steps: Array
@@ -56,7 +57,10 @@ class Metrics(NamedTuple):
 
     @property
     def optimal_acceptance_rate(self) -> Array:
-        """[B] mean optimum at those same positions; the best any rule could expect."""
+        """[B] mean optimum at those same positions; the best any rule could expect.
+
+        NaN where it was not computed.
+        """
         reached = jnp.sum(self.reached_per_position, axis=1)
         return self.optimum_sum / jnp.maximum(reached, 1)
 
@@ -84,7 +88,7 @@ def count_step(
       tree: shape of the tree that was drafted for each row.
       running: [B] bool.
       walk: of each row, leaves [B, ...].
-      optimum: [B, D] optimal acceptance rates at the nodes reached.
+      optimum: [B, D] optimal acceptance rates at the nodes reached, NaN for not known.
     """
     one = running.astype(jnp.int32)
     length, depth = walk.accept_length, tree.depth

@@ -65,6 +65,11 @@ class Deterministic(DraftLaw):
         del key
         return self.tokens
 
+    def draw(self, numbers: Array) -> Array:
+        """The tokens: [n] int32. The numbers are not used."""
+        del numbers
+        return self.tokens
+
     def draft_probability(self, draft_tokens: Array) -> Array:
         """1 for the tokens in their order, else 0."""
         return jnp.all(draft_tokens == self.tokens).astype(self.dtype)

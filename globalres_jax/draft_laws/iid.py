@@ -17,7 +17,7 @@ from globalres_jax.draft_laws.law import (
     root_scale,
     transform,
 )
-from globalres_jax.numerics.categorical import sample_independent
+from globalres_jax.numerics.categorical import draw_independent
 from globalres_jax.numerics.powers import one_minus_power
 from globalres_jax.numerics.sums import mass_beyond
 from globalres_jax.validation import is_concrete
@@ -75,8 +75,11 @@ class IID(DraftLaw):
                 "num_drafts: sample needs a Python int, since it fixes the shape; "
                 f"got {self.num_drafts!r}"
             )
-        places = sample_independent(key, self.token_probs, int(self.num_drafts))
-        return self.name_places(places)
+        return super().sample(key)
+
+    def draw(self, numbers: Array) -> Array:
+        """`sample` from uniform `numbers [n, UNIFORMS]`."""
+        return self.name_places(draw_independent(numbers, self.token_probs))
 
     def draft_probability(self, draft_tokens: Array) -> Array:
         """Probability of drawing exactly `draft_tokens [n]`, in this order."""

@@ -14,7 +14,7 @@ from globalres_jax.draft_laws.law import (
     ratio_order,
     transform,
 )
-from globalres_jax.numerics.categorical import sample
+from globalres_jax.numerics.categorical import draw
 from globalres_jax.numerics.sums import mass_beyond
 from globalres_jax.numerics.top_tokens import top_tokens
 
@@ -62,10 +62,9 @@ class Independent(DraftLaw):
         """[k] law of the first draft."""
         return self.token_probs[0]
 
-    def sample(self, key: Array) -> Array:
-        """Draws the drafts: [n] int32."""
-        keys = jax.random.split(key, self.num_drafts)
-        return self.name_places(jax.vmap(sample)(keys, self.token_probs))
+    def draw(self, numbers: Array) -> Array:
+        """Draws the drafts from uniform `numbers [n, UNIFORMS]`: [n] int32."""
+        return self.name_places(jax.vmap(draw)(numbers, self.token_probs))
 
     def draft_probability(self, draft_tokens: Array) -> Array:
         """Probability of drawing exactly `draft_tokens [n]`, in this order: []."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.draft_laws.closed_form import ClosedForm
+from globalres_jax.numerics.categorical import uniforms
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.numerics.top_tokens import top_tokens
 from globalres_jax.validation import as_distribution, is_concrete
@@ -126,6 +127,10 @@ class DraftLaw:
 
     def sample(self, key: Array) -> Array:
         """Draws the drafts: [n] int32 tokens of the vocabulary."""
+        return self.draw(uniforms(key, (self.num_drafts,), self.dtype))
+
+    def draw(self, numbers: Array) -> Array:
+        """`sample` from uniform `numbers [n, UNIFORMS]`, a row for each draft."""
         raise NotImplementedError
 
     def draft_probability(self, draft_tokens: Array) -> Array:

@@ -15,7 +15,7 @@ from globalres_jax.draft_laws.law import (
     root_scale,
     transform,
 )
-from globalres_jax.numerics.categorical import sample
+from globalres_jax.numerics.categorical import draw
 from globalres_jax.numerics.sums import blockwise_sum, mass_beyond
 
 
@@ -64,10 +64,10 @@ class TopPlusSample(DraftLaw):
         total = blockwise_sum(left)
         return left / jnp.where(total > 0, total, 1)
 
-    def sample(self, key: Array) -> Array:
-        """[n] int32: the fixed drafts, and the sampled one last."""
+    def draw(self, numbers: Array) -> Array:
+        """[n] int32: the fixed drafts, and last one by `numbers [n, UNIFORMS]`."""
         proposal = self.proposal
-        last = sample(key, proposal)
+        last = draw(numbers[-1], proposal)
         last = jnp.where(proposal[last] > 0, last, NO_TOKEN)
         places = jnp.append(self.top_places, last).astype(jnp.int32)
         return self.name_places(places)

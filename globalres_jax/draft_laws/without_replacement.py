@@ -18,7 +18,7 @@ from globalres_jax.draft_laws.law import (
     root_scale,
     transform,
 )
-from globalres_jax.numerics.categorical import sample_without_replacement
+from globalres_jax.numerics.categorical import draw_without_replacement
 from globalres_jax.numerics.sums import blockwise_sum, mass_beyond
 
 #: From these odds q / (1 - q) on, a token is drafted as good as surely.
@@ -52,10 +52,9 @@ class WithoutReplacement(DraftLaw):
         """Whether second moments are exact: for up to two drafts."""
         return self.num_drafts <= 2
 
-    def sample(self, key: Array) -> Array:
-        """Draws the drafts: [n] int32, in the order of drawing."""
-        n = self.num_drafts
-        return self.name_places(sample_without_replacement(key, self.token_probs, n))
+    def draw(self, numbers: Array) -> Array:
+        """Draws the drafts from `numbers [n, UNIFORMS]`: [n] int32, in their order."""
+        return self.name_places(draw_without_replacement(numbers, self.token_probs))
 
     def draft_probability(self, draft_tokens: Array) -> Array:
         """Probability of drawing exactly `draft_tokens [n]`, in this order: []."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from globalres_jax.base import (
 )
 from globalres_jax.cache import prefill
 from globalres_jax.drafters.nothing import last_emitted, last_token
+from globalres_jax.numerics.categorical import uniforms
 from globalres_jax.tree import TokenTree, tree_mask
 
 
@@ -74,14 +74,15 @@ class ModelDrafter:
         Equal levels are one loop, so that the model is compiled once for all of them.
         """
         base = state.cache.length
+        numbers = _numbers(keys, tree)
         tokens, laws, cache = [state.root[:, None]], [], state.cache
         for run in _runs(tree, policy):
             if run[0] == 0:
                 logits, cache = self._read_root(state)
-                drawn = [_draw_level(_fold(keys, 0), tree, 0, logits, policy)]
+                drawn = [_draw_level(numbers[:, :1], tree, 0, logits, policy)]
             else:
                 cache, drawn = self._grow(
-                    keys, tokens[-1], cache, base, tree, run, policy
+                    numbers, tokens[-1], cache, base, tree, run, policy
                 )
             for drawn_tokens, level_laws in drawn:
                 tokens.append(drawn_tokens)
@@ -91,7 +92,7 @@ class ModelDrafter:
 
     def _grow(
         self,
-        keys: Array,
+        numbers: Array,
         tokens: Array,
         cache: Cache,
         base: Array,
@@ -102,7 +103,7 @@ class ModelDrafter:
         """Draws the levels below a run of equal levels, whose first holds `tokens`.
 
         Args:
-          keys: [B].
+          numbers: [B, N, n, UNIFORMS] uniform, for the children of each node.
           tokens: [B, W].
           cache: with all nodes above.
           base: [B] slot of the root.
@@ -122,8 +123,7 @@ class ModelDrafter:
             positions = jnp.broadcast_to(base[:, None] + depth, tokens.shape)
             mask = tree_mask(tree, here, base, cache.capacity)
             logits, cache = model.apply(model.params, tokens, positions, cache, mask)
-            level_keys = _fold(keys, depth)
-            drawn, laws = _draw_level(level_keys, tree, run[0], logits, policy)
+            drawn, laws = _draw_level(numbers[:, here], tree, run[0], logits, policy)
             return (drawn, cache), (drawn, laws)
 
         if len(run) == 1:
@@ -188,12 +188,12 @@ def _runs(tree: TokenTree, policy: DraftPolicy) -> list[tuple[int, ...]]:
 
 
 def _draw_level(
-    keys: Array, tree: TokenTree, level: int, logits: Array, policy: DraftPolicy
+    numbers: Array, tree: TokenTree, level: int, logits: Array, policy: DraftPolicy
 ) -> tuple[Array, list]:
     """The tokens of the level below, and the laws of its sibling groups.
 
     Args:
-      keys: [B].
+      numbers: [B, W, n, UNIFORMS] uniform.
       tree: shape of the tree.
       level: of the nodes whose children are drawn.
       logits: [B, W, V] after all W nodes of that level.
@@ -203,26 +203,20 @@ def _draw_level(
     first_child = tree.levels[level + 1][0]
     groups = [group for group in tree.groups if group.level == level]
     tokens = jnp.zeros((len(logits), len(tree.levels[level + 1])), jnp.int32)
-    keys = [keys] if len(groups) == 1 else _split(keys, len(groups))
     laws = []
-    for group, group_keys in zip(groups, keys, strict=True):
+    for group in groups:
         places = group.nodes - members[0]
         # All of a level is no selection, which XLA would make a copy of.
         rows = logits if len(places) == len(members) else logits[:, places]
         law = policy.law(rows, level, group.num_children)
-        split = functools.partial(jax.random.split, num=len(places))
-        node_keys = jax.vmap(split)(group_keys)
-        drawn = jax.vmap(jax.vmap(lambda one, key: one.sample(key)))(law, node_keys)
+        own = numbers[:, places, : group.num_children]
+        drawn = jax.vmap(jax.vmap(lambda one, own: one.draw(own)))(law, own)
         tokens = tokens.at[:, group.children - first_child].set(drawn)
         laws.append(law)
     return tokens, laws
 
 
-def _fold(keys: Array, level: int | Array) -> Array:
-    """Keys [B] of a level."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, level)
-
-
-def _split(keys: Array, count: int) -> tuple[Array, ...]:
-    """`count` keys of each row: arrays [B]."""
-    return jax.vmap(lambda key: tuple(jax.random.split(key, count)))(keys)
+def _numbers(keys: Array, tree: TokenTree) -> Array:
+    """Uniform numbers for all draws of a tree: [B, N, n, UNIFORMS], n children."""
+    shape = tree.num_nodes, int(tree.num_children.max())
+    return jax.vmap(lambda key: uniforms(key, shape))(keys)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, TreeDecision, Walk
-from globalres_jax.numerics.categorical import sample
+from globalres_jax.numerics import categorical
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.tree import TokenTree
@@ -52,14 +52,14 @@ class Block:
         self, key: Array, tree: TokenTree, tokens: Array, p: Array, laws: tuple
     ) -> Walk:
         """One uniform number a node, and one draw at the last that passes."""
-        key_ends, key_token = jax.random.split(key)
         ends, rest = _ends(tokens, p, laws)
-        passes = jax.random.uniform(key_ends, ends.shape, p.dtype) < ends
+        numbers = categorical.uniforms(key, (tree.num_nodes + 1,), p.dtype)
+        passes = numbers[:-1, 0] < ends
         passes = passes.at[0].set(True)
         place = jnp.arange(tree.num_nodes)
         last = jnp.max(jnp.where(passes, place, 0)).astype(jnp.int32)
         nodes = jnp.where(place <= last, place, 0)[1:].astype(jnp.int32)
-        token = sample(key_token, normalized_residual(rest[last], p[last]))
+        token = categorical.draw(numbers[-1], normalized_residual(rest[last], p[last]))
         return Walk(nodes, last, token)
 
 

@@ -23,7 +23,7 @@ from globalres_jax.base import (
     Verifier,
     Walk,
 )
-from globalres_jax.numerics.categorical import sample
+from globalres_jax.numerics import categorical
 from globalres_jax.numerics.rows import map_rows
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.tree import TokenTree
@@ -138,15 +138,22 @@ class TopDown:
         """The walk as one loop, whose body decides at one node of any kind."""
         drafted = _Drafted(tree, tokens, p, tree.same_prefix(tokens))
         kinds = junctions(tree, drafted.same, laws)
-        ways = [lambda key, node: (sample(key, p[node]), _int(0), _zero(p))]
+        # A number for the draft that is accepted, if any, and one for the residual.
+        numbers = categorical.uniforms(key, (tree.depth + 1, 2), p.dtype)
+
+        def end(numbers: Array, node: Array) -> tuple[Array, Array, Array]:
+            return categorical.draw(numbers[1], p[node]), _int(0), _zero(p)
+
+        ways = [end]
         for alike in kinds:
             plans = map_rows(self._plan, p[alike.nodes], alike.laws) if ahead else None
             ways.append(functools.partial(self._descend, drafted, alike, plans))
         kind = jnp.asarray(kind_of(tree, kinds))
 
         def descend(at: _Place) -> _Place:
-            level_key = jax.random.fold_in(key, at.level)
-            token, child, best = jax.lax.switch(kind[at.node], ways, level_key, at.node)
+            token, child, best = jax.lax.switch(
+                kind[at.node], ways, numbers[at.level], at.node
+            )
             return _Place(
                 level=at.level + 1,
                 node=child,
@@ -164,8 +171,8 @@ class TopDown:
             jnp.zeros(tree.depth, jnp.int32),
             jnp.zeros(tree.depth, p.dtype),
         )
-        end = jax.lax.while_loop(lambda at: ~at.ended, descend, start)
-        return Walk(end.path, jnp.sum(end.path > 0), end.token, end.optimum)
+        at = jax.lax.while_loop(lambda at: ~at.ended, descend, start)
+        return Walk(at.path, jnp.sum(at.path > 0), at.token, at.optimum)
 
     def _plan(self, p: Array, law) -> tuple[Any, Array]:
         """The rule's plan, and the optimum that it knows of: [], NaN for none."""
@@ -175,7 +182,7 @@ class TopDown:
         return plan, none if known is None else known(plan).astype(p.dtype)
 
     def _descend(
-        self, drafted: _Drafted, alike: Junctions, plans, key: Array, node: Array
+        self, drafted: _Drafted, alike: Junctions, plans, numbers: Array, node: Array
     ) -> tuple[Array, Array, Array]:
         """The token emitted after `node []`, the child it leads to, and the optimum."""
         tree, tokens, p, same = drafted
@@ -190,7 +197,7 @@ class TopDown:
         def decide() -> Decision:
             return self.verifier.resolve(plan, row, law, drafts.tokens)
 
-        token = draw(key, decide, drafts.tokens, row)
+        token = draw(numbers, decide, drafts.tokens, row)
         chosen = representative(tree, drafts, token)
         child = jnp.sum(jnp.where(chosen, drafts.nodes, 0)).astype(jnp.int32)
         return token, child, best
@@ -215,22 +222,31 @@ class TopDown:
 
 
 def draw(
-    key: Array, decide: Callable[[], Decision], draft_tokens: Array, p: Array
+    numbers: Array, decide: Callable[[], Decision], draft_tokens: Array, p: Array
 ) -> Array:
     """Samples the emitted token of the `Decision` that `decide()` makes: [] int32.
 
     A residual over the vocabulary is formed only where no draft is accepted. Rounding
     may lead to one that is empty; `p [V]` is then a safe thing to sample.
+
+    Args:
+      numbers: [2, UNIFORMS] uniform.
+      decide: makes the decision.
+      draft_tokens: [n].
+      p: [V] target distribution.
     """
-    key_slot, key_residual = jax.random.split(key)
     accept = decide().accept
     rejected = jnp.maximum(1 - jnp.sum(accept, keepdims=True), 0)
-    slot = sample(key_slot, jnp.concatenate([accept, rejected]))
+    slot = categorical.draw(numbers[0], jnp.concatenate([accept, rejected]))
     num_slots = draft_tokens.shape[0]
+
+    def from_residual() -> Array:
+        return categorical.draw(numbers[1], normalized_residual(decide().residual, p))
+
     return jax.lax.cond(
         slot < num_slots,
         lambda: draft_tokens[jnp.minimum(slot, num_slots - 1)],
-        lambda: sample(key_residual, normalized_residual(decide().residual, p)),
+        from_residual,
     )
 
 

@@ -7,12 +7,16 @@ import pytest
 from scipy.stats import chisquare
 
 from globalres_jax.base import NO_TOKEN
-from globalres_jax.numerics.categorical import sample, sample_without_replacement
+from globalres_jax.numerics.categorical import (
+    draw_without_replacement,
+    sample,
+    uniforms,
+)
 
 DRAWS = 40_000
 
 
-@pytest.mark.parametrize("vocab_size", [1, 64, 65, 4097])
+@pytest.mark.parametrize("vocab_size", [1, 256, 257, 4097])
 def test_frequencies_are_the_probabilities(vocab_size):
     rng = np.random.default_rng(vocab_size)
     probs = rng.dirichlet(np.full(vocab_size, 0.5))
@@ -34,19 +38,19 @@ def test_frequencies_are_the_probabilities(vocab_size):
 
 def test_mutant_one_number_for_all_levels_is_caught():
     """A second level that reuses the first one's number is not uniform in its group."""
-    probs = jnp.ones(4096)
+    probs = jnp.ones(65536)
     keys = jax.random.split(jax.random.key(0), 20_000)
 
     def reused(key):
         uniform = jax.random.uniform(key)
-        group = jnp.floor(64 * uniform)
-        return group * 64 + jnp.floor(64 * uniform)
+        group = jnp.floor(256 * uniform)
+        return group * 256 + jnp.floor(256 * uniform)
 
-    honest = np.asarray(jax.vmap(sample, (0, None))(keys, probs)) % 65
+    honest = np.asarray(jax.vmap(sample, (0, None))(keys, probs)) % 257
     keys = jax.random.split(jax.random.key(1), 20_000)
-    mutant = np.asarray(jax.vmap(reused)(keys)).astype(int) % 65
-    assert chisquare(np.bincount(honest, minlength=65)[1:64]).pvalue > 1e-5
-    assert chisquare(np.bincount(mutant, minlength=65)[:64]).pvalue < 1e-12
+    mutant = np.asarray(jax.vmap(reused)(keys)).astype(int) % 257
+    assert chisquare(np.bincount(honest, minlength=257)[1:256]).pvalue > 1e-5
+    assert chisquare(np.bincount(mutant, minlength=257)[:256]).pvalue < 1e-12
 
 
 def test_light_tails_keep_their_mass():
@@ -62,5 +66,5 @@ def test_light_tails_keep_their_mass():
 
 def test_nothing_left_is_no_token():
     probs = jnp.array([0.0, 0.3, 0.0, 0.7])
-    drawn = sample_without_replacement(jax.random.key(0), probs, 3)
+    drawn = draw_without_replacement(uniforms(jax.random.key(0), (3,)), probs)
     assert sorted(drawn.tolist()) == [NO_TOKEN, 1, 3] and int(drawn[2]) == NO_TOKEN
