@@ -144,6 +144,10 @@ class TopDown:
         def end(numbers: Array, node: Array) -> tuple[Array, Array, Array]:
             return categorical.draw(numbers[1], p[node]), _int(0), _zero(p)
 
+        if not kinds:
+            token = end(numbers[0], _int(0))[0]
+            empty = jnp.zeros(0, jnp.int32), jnp.zeros(0, p.dtype)
+            return Walk(empty[0], _int(0), token, empty[1])
         ways = [end]
         for alike in kinds:
             plans = map_rows(self._plan, p[alike.nodes], alike.laws) if ahead else None
