@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,17 +65,8 @@ def probabilities(
         _per_row(top_p, logits),
         _per_row(min_p, logits),
     )
-    is_warm = is_concrete(temperature) and np.all(np.asarray(temperature) > 0)
-
-    def distribution(row: Array, temperature: Array, *filters: Array | None) -> Array:
-        def warm() -> Array:
-            return _filtered(row, temperature, *filters, most)
-
-        if is_warm:
-            return warm()
-        return jax.lax.cond(temperature > 0, warm, lambda: _greedy(row))
-
-    return map_rows(distribution, rows, *options).reshape(logits.shape)
+    function = functools.partial(_filtered, most=most)
+    return map_rows(function, rows, *options).reshape(logits.shape)
 
 
 def check_filters(
@@ -157,7 +150,7 @@ def _filtered(
     """The distribution of `row [V]`; `top_k` is at most `most`."""
 
     def among_all(row: Array) -> Array:
-        weights = _weights(row, jnp.max(row), temperature)
+        weights = _weights(row, temperature)
         if top_k is not None:
             values, tokens = largest(jax.lax.stop_gradient(row), most)
             kept = Threshold(values[top_k - 1], tokens[top_k - 1]).keeps(row)
@@ -170,7 +163,7 @@ def _filtered(
 
     def among_few(row: Array) -> Array:
         values, tokens = largest(row, most)
-        weights = _weights(values, values[0], temperature)
+        weights = _weights(values, temperature)
         weights = jnp.where(jnp.arange(most) < top_k, weights, 0)
         if top_p is not None:
             reached = running_sum(weights)
@@ -185,12 +178,17 @@ def _filtered(
     return jax.lax.platform_dependent(row, cpu=among_few, default=among_all)
 
 
-def _weights(logits: Array, best: Array, temperature: Array) -> Array:
-    """`exp((logits - best) / temperature)`, of the largest logit 1."""
+def _weights(logits: Array, temperature: Array) -> Array:
+    """`exp((logits - best) / temperature)`: the largest of `logits [n]` weighs 1."""
+    best = jax.lax.stop_gradient(jnp.max(logits))
     # Of two infinite numbers the difference is none.
     finite = jnp.finfo(logits.dtype).max
-    best = jax.lax.stop_gradient(jnp.minimum(best, finite))
-    return jnp.exp((jnp.minimum(logits, finite) - best) / temperature)
+
+    def warm() -> Array:
+        below = jnp.minimum(logits, finite) - jnp.minimum(best, finite)
+        return jnp.exp(below / temperature)
+
+    return jax.lax.cond(temperature > 0, warm, lambda: _greedy(logits))
 
 
 def _normalized(weights: Array, min_p: Array | None) -> Array:
