@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.numerics.largest import is_quick, largest
+from globalres_jax.numerics.rows import map_rows
+from globalres_jax.numerics.sums import blockwise_sum, running_sum
+from globalres_jax.numerics.thresholds import Threshold, reaching
 from globalres_jax.validation import is_concrete
 
 Option = float | int | Array
@@ -36,7 +41,9 @@ def probabilities(
         shapes.
 
     Returns:
-      [..., V] float32 (float64 for float64 logits), each row summing to 1.
+      [..., V] float32 (float64 for float64 logits), each row summing to 1. A row
+      with infinite logits has its mass on them. A row with a NaN, or of -inf alone,
+      sums to NaN. Which tokens the filters keep is constant to derivatives.
 
     Raises:
       ValueError: an option out of range.
@@ -45,24 +52,21 @@ def probabilities(
     logits = jnp.asarray(logits)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     vocab_size = logits.shape[-1]
+    rows = logits.reshape(-1, vocab_size)
     if is_concrete(temperature) and np.all(np.asarray(temperature) == 0):
-        return _greedy(logits)
-    warm = _as_column(temperature, logits)
-    scaled = logits / jnp.where(warm > 0, warm, 1)
-    if top_k is not None and not _keeps_all(top_k, vocab_size):
+        return map_rows(_greedy, rows).reshape(logits.shape)
+    if top_k is None or _keeps_all(top_k, vocab_size):
+        top_k, most = None, vocab_size
+    else:
         most = min(_largest_top_k(top_k, max_top_k), vocab_size)
-        scaled = _keep_top_k(scaled, top_k, most)
-    probs = jax.nn.softmax(scaled, axis=-1)
-    if top_p is not None:
-        probs = _keep_top_p(probs, _as_column(top_p, logits))
-    if min_p is not None:
-        least = _as_column(min_p, logits) * probs.max(-1, keepdims=True)
-        probs = jnp.where(probs >= least, probs, 0)
-    if top_p is not None or min_p is not None:
-        probs = probs / blockwise_sum(probs)[..., None]
-    if is_concrete(temperature) and np.all(np.asarray(temperature) > 0):
-        return probs
-    return jnp.where(warm > 0, probs, _greedy(logits))
+    options = (
+        _per_row(_positive(temperature, logits.dtype), logits),
+        _per_row(top_k, logits, jnp.int32),
+        _per_row(top_p, logits),
+        _per_row(min_p, logits),
+    )
+    function = functools.partial(_filtered, most=most)
+    return map_rows(function, rows, *options).reshape(logits.shape)
 
 
 def check_filters(
@@ -97,16 +101,30 @@ def _check(name: str, value: Option | None, is_allowed, message: str) -> None:
         raise ValueError(f"{name}: {message}, got {wrong.flat[0]}")
 
 
-def _as_column(option: Option, logits: Array) -> Array:
-    """An option as numbers that broadcast against `logits [..., V]`."""
-    option = jnp.asarray(option, logits.dtype)
-    missing = logits.ndim - option.ndim
-    return option.reshape(*option.shape, *[1] * missing)
+def _per_row(option: Option | None, logits: Array, dtype=None) -> Array | None:
+    """An option as [R], a number for each row of `logits [..., V]`."""
+    if option is None:
+        return None
+    option = jnp.asarray(option, dtype or logits.dtype)
+    missing = logits.ndim - 1 - option.ndim
+    column = option.reshape(*option.shape, *[1] * missing)
+    return jnp.broadcast_to(column, logits.shape[:-1]).reshape(-1)
 
 
-def _greedy(logits: Array) -> Array:
-    best = jnp.argmax(logits, axis=-1)
-    return jax.nn.one_hot(best, logits.shape[-1], dtype=logits.dtype)
+def _positive(temperature: Option, dtype) -> Option:
+    """Temperatures that a CPU does not take for 0, as it does subnormal numbers."""
+    if not is_concrete(temperature):
+        return temperature
+    values = np.asarray(temperature, np.float64)
+    return np.where(values > 0, np.maximum(values, jnp.finfo(dtype).tiny), 0)
+
+
+def _greedy(row: Array) -> Array:
+    """All mass on the first largest logit of `row [V]`."""
+    places = jnp.arange(len(row), dtype=jnp.int32)
+    best = jnp.max(row)
+    first = jnp.min(jnp.where(row == best, places, len(row)))
+    return jnp.where(jnp.isnan(best), jnp.nan, (places == first).astype(row.dtype))
 
 
 def _keeps_all(top_k: Option, vocab_size: int) -> bool:
@@ -121,30 +139,60 @@ def _largest_top_k(top_k: Option, max_top_k: int | None) -> int:
     return int(np.max(np.asarray(top_k)))
 
 
-def _keep_top_k(logits: Array, top_k: Option, most: int) -> Array:
-    """All but the `top_k` largest logits become -inf."""
-    kept = jax.lax.top_k(logits, most)[1]
-    rank = jax.lax.broadcasted_iota(jnp.int32, kept.shape, kept.ndim - 1)
-    wanted = rank < _as_column(top_k, kept)
-    flat, rows = kept.reshape(-1, most), logits.reshape(-1, logits.shape[-1])
-    members = jnp.zeros(rows.shape, bool)
-    members = members.at[jnp.arange(len(flat))[:, None], flat].set(
-        wanted.reshape(flat.shape)
-    )
-    return jnp.where(members.reshape(logits.shape), logits, -jnp.inf)
+def _filtered(
+    row: Array,
+    temperature: Array,
+    top_k: Array | None,
+    top_p: Array | None,
+    min_p: Array | None,
+    most: int,
+) -> Array:
+    """The distribution of `row [V]`; `top_k` is at most `most`."""
+
+    def among_all(row: Array) -> Array:
+        weights = _weights(row, temperature)
+        if top_k is not None:
+            values, tokens = largest(jax.lax.stop_gradient(row), most)
+            kept = Threshold(values[top_k - 1], tokens[top_k - 1]).keeps(row)
+            weights = jnp.where(kept, weights, 0)
+        if top_p is not None:
+            kept = reaching(weights, top_p).keeps(weights)
+            # Rounding must not drop tokens where all are wanted.
+            weights = jnp.where(kept | (top_p >= 1), weights, 0)
+        return _normalized(weights, min_p)
+
+    def among_few(row: Array) -> Array:
+        values, tokens = largest(row, most)
+        weights = _weights(values, temperature)
+        weights = jnp.where(jnp.arange(most) < top_k, weights, 0)
+        if top_p is not None:
+            reached = running_sum(weights)
+            before = jnp.concatenate([jnp.zeros(1, row.dtype), reached[:-1]])
+            kept = (before < top_p * reached[-1]) | (top_p >= 1)
+            weights = jnp.where(kept, weights, 0)
+        probs = _normalized(weights, min_p)
+        return jnp.zeros_like(row).at[tokens].set(probs, unique_indices=True)
+
+    if top_k is None or not is_quick(len(row), most):
+        return among_all(row)
+    return jax.lax.platform_dependent(row, cpu=among_few, default=among_all)
 
 
-def _keep_top_p(probs: Array, top_p: Array) -> Array:
-    """Zero for all but the fewest likeliest tokens that reach the mass `top_p`."""
-    order = jnp.argsort(-probs, axis=-1)
-    ranked = jnp.take_along_axis(probs, order, axis=-1)
-    before = jnp.cumsum(ranked, axis=-1) - ranked
-    # Rounding must not drop tokens where all are wanted.
-    keep = jnp.put_along_axis(
-        jnp.zeros(probs.shape, bool),
-        order,
-        (before < top_p) | (top_p >= 1),
-        -1,
-        inplace=False,
-    )
-    return jnp.where(keep, probs, 0)
+def _weights(logits: Array, temperature: Array) -> Array:
+    """`exp((logits - best) / temperature)`: the largest of `logits [n]` weighs 1."""
+    best = jax.lax.stop_gradient(jnp.max(logits))
+    # Of two infinite numbers the difference is none.
+    finite = jnp.finfo(logits.dtype).max
+
+    def warm() -> Array:
+        below = jnp.minimum(logits, finite) - jnp.minimum(best, finite)
+        return jnp.exp(below / temperature)
+
+    return jax.lax.cond(temperature > 0, warm, lambda: _greedy(logits))
+
+
+def _normalized(weights: Array, min_p: Array | None) -> Array:
+    """`weights [n]`, of which the largest is 1, as a distribution."""
+    if min_p is not None:
+        weights = jnp.where(weights >= min_p, weights, 0)
+    return weights / blockwise_sum(weights)

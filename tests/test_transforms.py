@@ -35,6 +35,119 @@ def test_filters():
     np.testing.assert_allclose(both[0], [4 / 7, 3 / 7, 0, 0], atol=1e-6)
 
 
+def by_sorting(logits, temperature, top_k, top_p, min_p):
+    """One row, in float64."""
+    logits = np.asarray(logits, np.float64)
+    order = np.argsort(-logits, kind="stable")
+    if temperature == 0:
+        return np.eye(len(logits))[order[0]]
+    weights = np.exp((logits - logits.max()) / temperature)
+    weights[order[top_k:]] = 0
+    before = np.append(0, np.cumsum(weights[order])[:-1])
+    weights[order[before >= top_p * weights.sum()]] = 0
+    weights[weights < min_p] = 0
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("vocab_size", [50, 5000])
+def test_each_row_has_its_own_options_and_they_are_data(vocab_size):
+    """Of 5,000 tokens a CPU sees only the likeliest."""
+    rng = np.random.default_rng(0)
+    logits = np.round(3 * rng.normal(size=(2, 4, vocab_size)), 1).astype(np.float32)
+    temperature = np.array([[1, 0, 0.7, 3], [1, 1, 0, 0.3]], np.float32)
+    top_k = np.array([[1, 5, 31, 50], [17, 50, 50, 2]])
+    top_p = np.array([[0.5, 0.9, 0.8, 0.95], [0.02, 1, 0.3, 0.999]], np.float32)
+    min_p = np.array([[0, 0.1, 0.5, 0.01], [0.3, 0, 1, 0.2]], np.float32)
+    filtered = jax.jit(probabilities, static_argnames="max_top_k")
+    for k, p, m in [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 0, 0)]:
+        probs = filtered(
+            logits,
+            temperature,
+            top_k if k else None,
+            top_p if p else None,
+            min_p if m else None,
+            max_top_k=50,
+        )
+        for row in np.ndindex(2, 4):
+            expected = by_sorting(
+                logits[row],
+                temperature[row],
+                top_k[row] if k else vocab_size,
+                top_p[row] if p else 2.0,
+                min_p[row] if m else 0.0,
+            )
+            np.testing.assert_array_equal(probs[row] > 0, expected > 0)
+            np.testing.assert_allclose(probs[row], expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("top_k", [None, 20])
+def test_extreme_temperatures_and_logits(top_k):
+    rng = np.random.default_rng(0)
+    row = rng.normal(size=2000).astype(np.float32)
+    best = np.eye(2000)[row.argmax()]
+    traced = jax.jit(lambda x, t: probabilities(x, t, top_k, 0.95, 0.01))
+    for temperature in (1e-45, 1e-38, 1e-30, 1e-6):
+        np.testing.assert_array_equal(traced(row, temperature), best)
+        cold = probabilities(row, temperature, top_k)
+        np.testing.assert_array_equal(cold, best)
+    row[7] = np.inf
+    for temperature in (0.0, 1e-38, 1.0, 1e6):
+        probs = traced(row, temperature)
+        np.testing.assert_array_equal(probs, np.arange(2000) == 7)
+    np.testing.assert_array_equal(probabilities(row, top_k=top_k), np.arange(2000) == 7)
+    huge = np.full(2000, -3e38, np.float32)
+    huge[3] = 3e38
+    np.testing.assert_array_equal(traced(huge, 1.0), np.arange(2000) == 3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("top_k", [None, 20])
+def test_rows_that_are_no_distributions_sum_to_nan(temperature, top_k):
+    batch = np.random.default_rng(0).normal(size=(4, 2000)).astype(np.float32)
+    batch[0, 5], batch[1, 1500] = np.nan, -np.nan
+    batch[2] = np.nan
+    probs = probabilities(batch, np.full(4, temperature), top_k, 0.9)
+    assert np.isnan(probs.sum(-1)).tolist() == [True, True, True, False]
+    assert np.isnan(probabilities(np.full(2000, -np.inf), 1.0, top_k).sum())
+
+
+def test_float64(float64):
+    logits = np.random.default_rng(0).normal(size=(2, 3000)) * 4
+    for top_k in (10, 2999):
+        probs = probabilities(logits, 0.5, top_k, 0.9, 1e-4)
+        assert probs.dtype == float64
+        for row, found in zip(logits, probs, strict=True):
+            expected = by_sorting(row, 0.5, top_k, 0.9, 1e-4)
+            np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("vocab_size", [30, 1500])
+@pytest.mark.parametrize("options", [{}, {"top_k": 10}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_the_derivative_is_that_of_the_kept_tokens(float64, vocab_size, options):
+    rng = np.random.default_rng(3)
+    logits = jnp.asarray(rng.normal(size=(2, vocab_size)))
+    weights = jnp.asarray(rng.normal(size=(2, vocab_size)))
+    kept = probabilities(logits, 0.7, **options) > 0
+
+    def by_softmax(x):
+        return jnp.sum(weights * jax.nn.softmax(jnp.where(kept, x / 0.7, -jnp.inf)))
+
+    def filtered(x):
+        return jnp.sum(weights * probabilities(x, 0.7, **options))
+
+    assert 0 < kept.sum() < kept.size or not options
+    found, expected = jax.jit(jax.grad(filtered))(logits), jax.grad(by_softmax)(logits)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_vmap_is_a_batch():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1000)), jnp.float32)
+    for top_k, top_p in ((10, None), (10, 0.5), (None, 0.5)):
+        one = lambda row, k=top_k, p=top_p: probabilities(row, 0.5, k, p)  # noqa: E731
+        together = probabilities(logits, 0.5, top_k, top_p)
+        np.testing.assert_array_equal(jax.vmap(one)(logits), together)
+
+
 def test_bfloat16_becomes_float32():
     probs = probabilities(LOGITS.astype(jnp.bfloat16), top_k=3)
     assert probs.dtype == jnp.float32

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, TreeVerifier, Verifier
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.draft_laws import IID
-from globalres_jax.numerics.top_tokens import largest
+from globalres_jax.numerics.largest import largest
 from globalres_jax.tree import TokenTree, paths
 from globalres_jax.tree_verifiers import as_tree_verifier
 from globalres_jax.verifiers import GlobalResolution

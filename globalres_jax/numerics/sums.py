@@ -13,6 +13,7 @@ import numpy as np
 from globalres_jax.base import Array
 
 _BLOCK = 64
+_ROW = 32
 _LARGEST_TRIANGLE = 256
 
 
@@ -46,6 +47,12 @@ def running_sums(rows: Array) -> Array:
     else:
         before = product(totals, np.tri(above, k=-1, dtype=rows.dtype).T)
     return before[..., None] + within
+
+
+def running_sum(values: Array) -> Array:
+    """[n] sums of `values [n]` up to each place, in rows of 32."""
+    rows = jnp.pad(values, (0, -len(values) % _ROW)).reshape(-1, _ROW)
+    return running_sums(rows).reshape(-1)[: len(values)]
 
 
 def mass_beyond(mass: Array) -> Array:
