@@ -45,6 +45,7 @@ def test_a_peak_while_loading_is_said(monkeypatch, now):
     monkeypatch.setattr(loading, "_status", lambda word: now)
     monkeypatch.setattr(models, "load_pair", lambda *_: ((), ()))
     measured = load_measured("embedded", "embedded-draft", jnp.dtype("float32"))[-1]
-    assert measured == Loading(measured.seconds, 0, now, 9_000_000)
+    wanted = Loading(measured.seconds, "float32 on cpu", 0, now, 9_000_000)
+    assert measured == wanted
     assert "peak memory of the process while loading 0.009 GB" in str(measured)
     assert ("(0.005 GB when it began)" in str(measured)) == (now is not None)
