@@ -1,12 +1,12 @@
 """Sizes that come back, so that one program serves many lengths of prompt and text.
 
-All of it happens on the host: on a device each new size would be a small program, and
-compiled.
+All of it happens on the host: what a device is asked to do, even to take over an array
+by `jnp.asarray`, is a small program for each new size, and compiled.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +50,18 @@ def bucket_sizes(config: SpeculativeConfig, width: int, room: int) -> Sizes:
     return Sizes(min(wide, capacity), roomy, capacity)
 
 
-def pad_prompts(prompts: Array, width: int) -> Array:
+def as_array(values: Any) -> Array | np.ndarray:
+    """An array of JAX as it is, or of what `jit` traces; of all else one on the host."""
+    if isinstance(values, jax.Array):
+        return values
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+    return jnp.asarray(values) if traced else np.asarray(values)
+
+
+def pad_prompts(prompts: Array | np.ndarray, width: int) -> Array:
     """`prompts [B, P]`, concrete, as [B, width] int32."""
-    host = np.asarray(prompts, np.int32)
-    return jnp.asarray(np.pad(host, ((0, 0), (0, width - host.shape[1]))))
+    host = np.asarray(prompts).astype(np.int32)
+    return jax.device_put(np.pad(host, ((0, 0), (0, width - host.shape[1]))))
 
 
 def first_columns(x: Array, size: int) -> Array:
@@ -62,5 +70,5 @@ def first_columns(x: Array, size: int) -> Array:
         return x[:, :size] if x.shape[1] > size else x
     host = np.asarray(x)[:, :size]
     if not x.committed:
-        return jnp.asarray(host)
+        return jax.device_put(host)
     return jax.make_array_from_callback(host.shape, x.sharding, lambda at: host[at])

@@ -18,6 +18,7 @@ from globalres_jax.base import Array, Drafter, Model
 from globalres_jax.cache import prefill
 from globalres_jax.decoding.buckets import (
     Sizes,
+    as_array,
     bucket_sizes,
     first_columns,
     pad_prompts,
@@ -153,14 +154,15 @@ def _as_program(
         draft, config = NoDrafts(), config.plain()
     drafter = as_drafter(draft)
     drafter.check(config.token_tree, target.vocab_size)
-    prompts, lengths = jnp.asarray(prompts), jnp.asarray(prompt_lengths)
+    prompts, lengths = as_array(prompts), as_array(prompt_lengths)
     batch = check_prompts(prompts, lengths, target.vocab_size)
     budget, room = check_room(max_new_tokens, batch)
     check_context(lengths, budget, target.context_length)
     width = prompts.shape[1]
     if is_concrete(prompts, lengths):
         sizes = bucket_sizes(config, width, room)
-        prompts, lengths = pad_prompts(prompts, sizes.width), np.asarray(lengths)
+        prompts = pad_prompts(prompts, sizes.width)
+        lengths = jax.device_put(np.asarray(lengths, np.int32))
     else:
         sizes = Sizes(width, room, config.capacity(width, room))
     if jnp.ndim(key) == 0:
@@ -172,7 +174,7 @@ def _as_program(
         (
             key,
             prompts.astype(jnp.int32),
-            jnp.asarray(lengths, jnp.int32),
+            lengths.astype(jnp.int32),
             budget,
             ends,
             options.for_rows(batch),
