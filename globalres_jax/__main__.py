@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from globalres_jax.commands import acceptance, generate
+from globalres_jax.commands import acceptance, compilation, generate
 
 COMMANDS = {"generate": generate, "acceptance": acceptance}
 
@@ -19,12 +19,15 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
         summary = command.__doc__.splitlines()[0]
-        command.add_arguments(
-            subparsers.add_parser(name, help=summary, description=summary)
-        )
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        command.add_arguments(subparser)
+        compilation.add_arguments(subparser)
     args = parser.parse_args(argv)
     try:
-        COMMANDS[args.command].run(args)
+        with compilation.kept_programs(args.no_compilation_cache) as said:
+            if said and getattr(args, "verbose", False):
+                print(said, file=sys.stderr)
+            COMMANDS[args.command].run(args)
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -88,6 +88,8 @@ class Model:
       vocab_size: number of tokens the logits cover.
       tokenizer: object with `encode(text)` and `decode(ids)`, or None.
       eos_id: end-of-text token, or several, or None.
+      context_length: most tokens of a text that the model was made for; None if that
+        is not known. `generate` refuses requests beyond the target's.
     """
 
     params: Params
@@ -98,6 +100,9 @@ class Model:
     vocab_size: int = dataclasses.field(metadata={"static": True})
     tokenizer: Any = dataclasses.field(default=None, metadata={"static": True})
     eos_id: int | tuple[int, ...] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+    context_length: int | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
 
@@ -351,7 +356,10 @@ class Drafter(Protocol):
         ...
 
     def start(self, prompts: Array, lengths: Array, capacity: int) -> State:
-        """The state after `prompts [B, P]` of `lengths [B]`; it grows to `capacity`."""
+        """The state after `prompts [B, P]` of `lengths [B]`; it grows to `capacity`.
+
+        Beyond its length a prompt is padded with anything.
+        """
         ...
 
     def propose(

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Cache, Emitted, Model
 
+#: Tokens of each prompt that `prefill` reads at once.
+CHUNK = 256
+
 
 class KVCache(NamedTuple):
     """Keys and values of all layers.
@@ -100,18 +103,42 @@ def write_slots(rows: Array, slots: Array, new: Array) -> Array:
 def prefill(model: Model, prompts: Array, lengths: Array, capacity: int) -> Cache:
     """A cache that holds all but the last token of each prompt.
 
+    The prompts are read in chunks of `CHUNK` tokens, as many as the longest one needs:
+    logits and scores of no more than a chunk are ever held, and padding to any width
+    costs no chunk.
+
     Args:
       model: target or draft.
-      prompts: [B, P] tokens, padded on the right.
+      prompts: [B, P] tokens, padded on the right with anything, P up to `capacity`.
       lengths: [B] tokens of each prompt, at least 1.
       capacity: slots of the cache.
     """
     batch, width = prompts.shape
-    slots = jnp.arange(capacity)[None, None, :]
-    positions = jnp.broadcast_to(jnp.arange(width)[None], (batch, width))
-    mask = jnp.broadcast_to(
-        slots <= jnp.arange(width)[None, :, None], (batch, width, capacity)
-    )
+    size = min(CHUNK, width)
+    last = jnp.maximum(lengths - 1, 0)
+    longest = jnp.max(last, initial=0)
+    # What is no token of a prompt becomes one, at a place that the prompt has.
+    prompts = jnp.where(jnp.arange(width)[None, :] < lengths[:, None], prompts, 0)
+
+    def unread(carry: tuple[Array, Cache]) -> Array:
+        return carry[0] < longest
+
+    def read(carry: tuple[Array, Cache]) -> tuple[Array, Cache]:
+        done, cache = carry
+        # The last chunk of an odd width begins earlier, and reads some tokens again.
+        start = jnp.minimum(done, width - size)
+        places = start + jnp.arange(size)
+        mask = jnp.arange(capacity)[None, :] <= places[:, None]
+        _, cache = model.apply(
+            model.params,
+            jax.lax.dynamic_slice_in_dim(prompts, start, size, axis=1),
+            jnp.minimum(places[None, :], last[:, None]),
+            cache.with_length(jnp.full_like(lengths, start)),
+            jnp.broadcast_to(mask[None], (batch, size, capacity)),
+        )
+        return done + size, cache
+
+    # The logits leave the loop's body nowhere, so that no output head is computed.
     cache = model.init_cache(batch, capacity)
-    _, cache = model.apply(model.params, prompts, positions, cache, mask)
+    _, cache = jax.lax.while_loop(unread, read, (jnp.zeros_like(longest), cache))
     return cache.with_length(lengths - 1)

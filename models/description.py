@@ -56,6 +56,22 @@ class Description:
         shared = int(self.get("hidden_size")) // int(self.get("num_attention_heads"))
         return int(self.get("head_dim", shared))
 
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of a text that the model was made for; None if it is not said.
+
+        Where rotations are stretched by a factor, files say what it was before that;
+        those of Gemma 3 and of Llama 3 say what it is.
+        """
+        length = self.get("max_position_embeddings", None)
+        if length is None:
+            return None
+        scaling = self._rope_scaling()
+        stretched = scaling.get("rope_type", scaling.get("type")) == "linear"
+        if stretched and not self.get("model_type", "").startswith("gemma3"):
+            return int(length * float(scaling["factor"]))
+        return int(length)
+
     def attention(self, **changes: Any) -> AttentionShape:
         """Shape of the attention, with a family's own `changes`."""
         heads = int(self.get("num_attention_heads"))
@@ -73,9 +89,8 @@ class Description:
         Older files have `rope_theta` and `rope_scaling`, newer ones `rope_parameters`,
         which may hold one entry for each kind of layer.
         """
-        options = self.get("rope_parameters", {})
-        options = options.get(kind, options)
-        scaling = options or self.get("rope_scaling", {})
+        options = self._rope_parameters(kind)
+        scaling = self._rope_scaling(kind)
         base = float(options.get("rope_theta", self.get("rope_theta", base)))
         factors = self.get("rope_factors", None)
         if factors is not None:
@@ -95,6 +110,13 @@ class Description:
             f"source: {self.origin}: rope scaling {name!r} is not supported; "
             "supported: default, linear, llama3"
         )
+
+    def _rope_parameters(self, kind: str) -> dict[str, Any]:
+        options = self.get("rope_parameters", {})
+        return options.get(kind, options)
+
+    def _rope_scaling(self, kind: str = "full_attention") -> dict[str, Any]:
+        return self._rope_parameters(kind) or self.get("rope_scaling", {})
 
     def local_rope(self) -> Rope:
         """Rotary embedding of the layers with a sliding window (Gemma 3)."""

@@ -23,6 +23,7 @@ SUPPORTED_TYPES = (
 
 #: `config.json`'s word for each of a family's metadata.
 _WORDS = {
+    "context_length": "max_position_embeddings",
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
@@ -111,6 +112,7 @@ class GGUFFile:
             word: _shortest(self.metadata(f"{self.architecture}.{key}"))
             for key, word in _WORDS.items()
         }
+        options["model_type"] = self.architecture
         if _EMBEDDING in self._tensors:
             options["vocab_size"] = self.shape(_EMBEDDING)[0]
         options["tie_word_embeddings"] = _HEAD not in self._tensors

@@ -15,6 +15,7 @@ from globalres_jax.models.hub import GEMMA, download, packaged
 from globalres_jax.models.llama import LLAMA
 from globalres_jax.models.mistral import MISTRAL
 from globalres_jax.models.parameters import TensorSource, load_parameters
+from globalres_jax.models.placement import default_dtype
 from globalres_jax.models.qwen import QWEN2, QWEN3
 from globalres_jax.models.safetensors_folder import (
     SafetensorsFolder,
@@ -40,7 +41,8 @@ def load(source: str | os.PathLike, dtype=None, mesh: Mesh | None = None) -> Mod
         `config.json` and safetensors, whole or sharded, and a `tokenizer.json` there or
         one folder above; a `.gguf` file; or the id of a model on the Hugging Face hub,
         "owner/name".
-      dtype: of weights and cache; float32 if None. Norms stay float32.
+      dtype: of weights and cache; if None float32 on a CPU, bfloat16 on accelerators.
+        Norms stay float32.
       mesh: devices to spread the parameters over (`globalres_jax.sharding`), or None.
 
     Returns:
@@ -50,7 +52,7 @@ def load(source: str | os.PathLike, dtype=None, mesh: Mesh | None = None) -> Mod
       FileNotFoundError: the source, or a file of it, is not there.
       ValueError: a file cannot be read or does not fit.
     """
-    dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    dtype = default_dtype(mesh) if dtype is None else jnp.dtype(dtype)
     path = packaged() if source == GEMMA else Path(NAMED.get(str(source), source))
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -73,7 +75,8 @@ def _family_model(source: TensorSource, dtype, mesh, tokenizer, ends) -> Model:
             f"source: {source.path} has architecture {source.architecture!r}; "
             f"supported: {', '.join(known)}"
         )
-    config = family.configure(source.description())
+    described = source.description()
+    config = family.configure(described)
     function = DecoderFn(config, dtype, mesh)
     return Model(
         params=load_parameters(source, family, config, dtype, mesh),
@@ -82,6 +85,7 @@ def _family_model(source: TensorSource, dtype, mesh, tokenizer, ends) -> Model:
         vocab_size=config.vocab_size,
         tokenizer=tokenizer,
         eos_id=ends,
+        context_length=described.context_length,
     )
 
 

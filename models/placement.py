@@ -8,6 +8,7 @@ axis that the mesh lacks is not split over. XLA adds the communication.
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from globalres_jax.base import Array
@@ -22,6 +23,17 @@ _SPLIT = {
 }
 
 
+def first_device(mesh: Mesh | None = None) -> jax.Device:
+    """Where parameters lie, or the first of the devices that they are spread over."""
+    return jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+
+
+def default_dtype(mesh: Mesh | None = None) -> jnp.dtype:
+    """Of weights and cache: float32 on a CPU, bfloat16 on accelerators."""
+    on_cpu = first_device(mesh).platform == "cpu"
+    return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+
+
 def parameter_sharding(
     mesh: Mesh | None, path: tuple, shape: tuple[int, ...], attention: AttentionShape
 ) -> Sharding:
@@ -34,7 +46,7 @@ def parameter_sharding(
       attention: its heads are not cut in two.
     """
     if mesh is None:
-        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.sharding.SingleDeviceSharding(first_device(mesh))
     layer, kind = path[-2], path[-1]
     if layer not in _SPLIT:
         return NamedSharding(mesh, PartitionSpec())

@@ -207,7 +207,7 @@ def train_draft(corpus: Corpus, args: argparse.Namespace) -> float:
     Returns:
       The acceptance rate of a single draft on held-out text.
     """
-    teacher = load(args.out / "target")
+    teacher = load(args.out / "target", jnp.float32)
     options, student, params = new_student(DRAFT, corpus.vocab_size, args.seed + 1)
     held_logits = jax.jit(teacher.apply.score)(teacher.params, corpus.held)
 

@@ -9,6 +9,7 @@ import pytest
 
 from globalres_jax.__main__ import main
 from globalres_jax.commands.generate import _pieces, _prompt_tokens, add_arguments
+from globalres_jax.commands.loading import load_measured
 from globalres_jax.models import load
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -108,6 +109,22 @@ def test_generate_refuses_in_words(options, message, capsys):
     assert main(["generate", *options]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
+
+
+def test_a_text_beyond_the_context_is_refused_in_numbers(monkeypatch, capsys):
+    from globalres_jax.commands import generate as command
+
+    def load_short(*args):
+        target, draft, loading = load_measured(*args)
+        return dataclasses.replace(target, context_length=20), draft, loading
+
+    monkeypatch.setattr(command, "load_measured", load_short)
+    assert main(["generate", "--prompt", "ROMEO:", "--max-tokens", "30"]) == 2
+    error = capsys.readouterr().err
+    assert "tokens and 30 new ones are more than the target's context of 20" in error
+    assert main(["generate", "--prompt", "ROMEO: " * 20]) == 2
+    error = capsys.readouterr().err
+    assert "tokens is longer than the target's context of 20" in error
 
 
 def test_unknown_verifier_lists_the_names(capsys):

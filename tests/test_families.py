@@ -241,6 +241,24 @@ def test_broken_folders_are_refused(tmp_path):
         gr.models.load(folder)
 
 
+def test_the_context_is_what_the_checkpoint_says(tmp_path):
+    assert gr.models.load("embedded").context_length is None
+    pair = gr.models.load_pair(DATA / "llama3", "layers:0-1")
+    assert [model.context_length for model in pair] == [64, 64]
+    # Only a linear stretch is not in the number yet, and in Gemma 3's it is.
+    linear = {"rope_type": "linear", "factor": 4.0}
+    for changes, length in (
+        ({"max_position_embeddings": None}, None),
+        ({"rope_parameters": linear}, 256),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"} | linear}, 256),
+        ({"rope_parameters": linear, "model_type": "gemma3_text"}, 64),
+    ):
+        described = json.loads(
+            (broken(tmp_path, **changes) / "config.json").read_text()
+        )
+        assert Description(described, "test").context_length == length
+
+
 def test_older_configurations_mean_the_same():
     """`rope_theta` and `rope_scaling`, as before transformers 5."""
     for name in ("llama3", "gemma3"):

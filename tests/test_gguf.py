@@ -64,6 +64,7 @@ def write(path, name, quantise=None, tokens=None, edit=None, drop=()):
     folder, architecture = DATA / name, WRITTEN[name]
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(config["max_position_embeddings"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
@@ -140,6 +141,7 @@ def test_a_file_computes_what_its_folder_does(name, tmp_path):
     model, tokens, wanted = golden(name)
     file = gr.models.load(write(tmp_path / "m.gguf", name))
     assert file.eos_id == (2,)
+    assert file.context_length == model.context_length == 64
     assert_same_parameters(file, model)
     function = file.apply
     if "gemma" in name:

@@ -25,7 +25,7 @@ SCRIPT = """
 
     target, draft = models.load("embedded"), models.load("embedded-draft")
     config = gr.SpeculativeConfig(num_drafts=2, draft_length=2, top_k=100)
-    arrays, static = loop._as_program(
+    program = loop._as_program(
         jax.random.key(0),
         target,
         draft,
@@ -34,7 +34,7 @@ SCRIPT = """
         config,
         8,
     )
-    lowered = loop._generate.lower(*on_tpu(arrays), **static)
+    lowered = loop._generate.lower(*on_tpu(program.arrays), **program.static)
     compiled = lowered.compile()
     cost = compiled.cost_analysis()
     print("flops", cost["flops"])

@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="likewise, or layers:0-11 (some of the target's layers), or prompt-lookup;"
         " by default embedded-draft for embedded, else prompt-lookup",
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="of weights and cache; by default float32 on a CPU, else bfloat16",
+    )
     parser.add_argument("--system", help="first message of the chat")
     parser.add_argument(
         "--no-chat-template",
@@ -84,7 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", action="store_true", help="also decode without drafts"
     )
     parser.add_argument(
-        "--verbose", action="store_true", help="load time and peak memory, to stderr"
+        "--verbose",
+        action="store_true",
+        help="load time, type of numbers, peak memory and cache folder, to stderr",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object only")
 
@@ -98,9 +104,7 @@ def run(args: argparse.Namespace) -> None:
         embedded = args.target == "embedded"
         draft_name = "embedded-draft" if embedded else "prompt-lookup"
     config = _config(args, draft_name)
-    target, draft, loading = load_measured(
-        args.target, draft_name, jnp.dtype(args.dtype)
-    )
+    target, draft, loading = load_measured(args.target, draft_name, args.dtype)
     if args.verbose:
         print(loading, file=sys.stderr)
     if target.tokenizer is None:

@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from globalres_jax import models
 from globalres_jax.base import Model
 from globalres_jax.drafters.prompt_lookup import PromptLookup
+from globalres_jax.models.placement import default_dtype, first_device
 
 _GIGABYTE = 1e9
 
@@ -23,6 +25,7 @@ class Loading:
 
     Attributes:
       seconds: wall time.
+      numbers: type of the weights, and the kind of device that holds them.
       parameter_bytes: of all parameters as they lie in memory, shared ones once.
       start_bytes: memory of the process when it began; None where the system does
         not say.
@@ -31,13 +34,15 @@ class Loading:
     """
 
     seconds: float
+    numbers: str
     parameter_bytes: int
     start_bytes: int | None
     peak_bytes: int | None
 
     def __str__(self) -> str:
         said = (
-            f"loaded in {self.seconds:.1f} s: parameters {_size(self.parameter_bytes)}"
+            f"loaded in {self.seconds:.1f} s, {self.numbers}: parameters "
+            f"{_size(self.parameter_bytes)}"
         )
         if self.peak_bytes is not None:
             said += (
@@ -49,9 +54,10 @@ class Loading:
 
 
 def load_measured(
-    target: str, draft: str, dtype
+    target: str, draft: str, dtype=None
 ) -> tuple[Model, Model | PromptLookup, Loading]:
-    """Loads the pair, and measures."""
+    """Loads the pair, and measures; for `dtype` see `models.load`."""
+    dtype = default_dtype() if dtype is None else jnp.dtype(dtype)
     start_bytes, peak_before = _status("VmRSS"), _peak()
     start = time.perf_counter()
     pair = models.load_pair(target, draft, dtype)
@@ -62,6 +68,7 @@ def load_measured(
     leaves = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(pair)}
     loading = Loading(
         seconds=seconds,
+        numbers=f"{dtype} on {first_device().device_kind}",
         parameter_bytes=sum(leaves.values()),
         start_bytes=start_bytes,
         peak_bytes=peak if rose else None,

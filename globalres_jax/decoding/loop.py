@@ -12,17 +12,31 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from globalres_jax.base import Array, Drafter, Model
 from globalres_jax.cache import prefill
+from globalres_jax.decoding.buckets import (
+    Sizes,
+    as_array,
+    bucket_sizes,
+    first_columns,
+    pad_prompts,
+)
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.emission import TextBuffer, empty_text
 from globalres_jax.decoding.metrics import Metrics, empty_metrics
 from globalres_jax.decoding.options import SamplingOptions
-from globalres_jax.decoding.request import check_prompts, check_room, end_tokens
+from globalres_jax.decoding.request import (
+    check_context,
+    check_prompts,
+    check_room,
+    end_tokens,
+)
 from globalres_jax.decoding.step import Request, StepState, decode_step
 from globalres_jax.drafters import NoDrafts, as_drafter
 from globalres_jax.sharding import gather, mesh_of, place_rows
+from globalres_jax.validation import is_concrete
 
 
 class Generation(NamedTuple):
@@ -61,7 +75,7 @@ def generate(
       target: the model whose distribution the text has.
       draft: a cheaper model over the same vocabulary, or another `Drafter`, such as
         `PromptLookup`; None for plain decoding.
-      prompts: [B, P] integer tokens, padded on the right with any valid token.
+      prompts: [B, P] integer tokens, padded on the right with anything.
       prompt_lengths: [B] number of tokens in each prompt, 1..P.
       config: how to speculate; `SpeculativeConfig()` if None.
       max_new_tokens: length cap of every row, or a list with one for each.
@@ -74,9 +88,10 @@ def generate(
 
     Raises:
       ValueError: an empty or over-long prompt, vocabularies that differ, a draft that
-        cannot have the tree's shape, or a cache too short for prompt, text and tree.
+        cannot have the tree's shape, a cache too short for prompt, text and tree, or
+        a prompt and its new tokens beyond the target's `context_length`.
     """
-    arrays, static = _as_program(
+    program = _as_program(
         key,
         target,
         draft,
@@ -87,7 +102,7 @@ def generate(
         eos_id,
         options,
     )
-    return _generate(*arrays, **static)
+    return program.cut(_generate(*program.arrays, **program.static))
 
 
 def compile_generate(*args, **kwargs) -> Callable[[], Generation]:
@@ -95,9 +110,30 @@ def compile_generate(*args, **kwargs) -> Callable[[], Generation]:
 
     So that time to compile and time to run can be told apart.
     """
-    arrays, static = _as_program(*args, **kwargs)
-    compiled = _generate.lower(*arrays, **static).compile()
-    return lambda: compiled(*arrays)
+    program = _as_program(*args, **kwargs)
+    compiled = _generate.lower(*program.arrays, **program.static).compile()
+    return lambda: program.cut(compiled(*program.arrays))
+
+
+class Program(NamedTuple):
+    """A request as `_generate` takes it.
+
+    Attributes:
+      arrays: its arguments.
+      static: what fixes the program.
+      room: most new tokens of a row; the program's texts may be wider.
+    """
+
+    arrays: tuple
+    static: dict
+    room: int
+
+    def cut(self, result: Generation) -> Generation:
+        """What was asked for of a result."""
+        return result._replace(
+            tokens=first_columns(result.tokens, self.room),
+            from_draft=first_columns(result.from_draft, self.room),
+        )
 
 
 def _as_program(
@@ -110,17 +146,25 @@ def _as_program(
     max_new_tokens=64,
     eos_id=None,
     options=None,
-) -> tuple[tuple, dict]:
-    """Arguments of `generate`, checked and placed: arrays, and what is static."""
+) -> Program:
+    """Arguments of `generate`, checked, brought to sizes that come back, and placed."""
     config = SpeculativeConfig() if config is None else config
     options = config.sampling if options is None else options
     if draft is None or config.token_tree.depth == 0:
         draft, config = NoDrafts(), config.plain()
     drafter = as_drafter(draft)
     drafter.check(config.token_tree, target.vocab_size)
-    prompts, lengths = jnp.asarray(prompts), jnp.asarray(prompt_lengths)
+    prompts, lengths = as_array(prompts), as_array(prompt_lengths)
     batch = check_prompts(prompts, lengths, target.vocab_size)
-    budget, size = check_room(max_new_tokens, batch)
+    budget, room = check_room(max_new_tokens, batch)
+    check_context(lengths, budget, target.context_length)
+    width = prompts.shape[1]
+    if is_concrete(prompts, lengths):
+        sizes = bucket_sizes(config, width, room)
+        prompts = pad_prompts(prompts, sizes.width)
+        lengths = jax.device_put(np.asarray(lengths, np.int32))
+    else:
+        sizes = Sizes(width, room, config.capacity(width, room))
     if jnp.ndim(key) == 0:
         key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     ends = end_tokens(target.eos_id if eos_id is None else eos_id, batch)
@@ -138,14 +182,14 @@ def _as_program(
     )
     static = {
         "config": config.program(),
-        "size": size,
-        "capacity": config.capacity(prompts.shape[1], size),
+        "room": sizes.room,
+        "capacity": sizes.capacity,
         "mesh": mesh,
     }
-    return (target, drafter, *rows), static
+    return Program((target, drafter, *rows), static, room)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "size", "capacity", "mesh"))
+@functools.partial(jax.jit, static_argnames=("config", "room", "capacity", "mesh"))
 def _generate(
     target,
     drafter,
@@ -157,7 +201,7 @@ def _generate(
     options,
     *,
     config: SpeculativeConfig,
-    size: int,
+    room: int,
     capacity: int,
     mesh=None,
 ) -> Generation:
@@ -179,7 +223,7 @@ def _generate(
         state, emitted = decode_step(carry[0], request)
         return state, carry[1].extend(emitted)
 
-    text = empty_text(batch, size, config.pad_id)
+    text = empty_text(batch, room, config.pad_id)
     state, text = jax.lax.while_loop(is_running, step, (state, text))
     result = Generation(text.tokens, text.lengths, text.from_draft, state.metrics)
     return gather(mesh, result)

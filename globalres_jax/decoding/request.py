@@ -63,6 +63,32 @@ def check_room(max_new_tokens: int | Sequence[int], batch: int) -> tuple[Array, 
     return jnp.asarray(caps), int(caps.max(initial=1))
 
 
+def check_context(lengths: Array, caps: Array, context_length: int | None) -> None:
+    """ValueError for a row that may grow beyond what the target was made for.
+
+    Args:
+      lengths: [B] tokens of each prompt.
+      caps: [B] most new tokens of each row.
+      context_length: of the target, None if it is not known.
+    """
+    if context_length is None or not is_concrete(lengths, caps):
+        return
+    lengths, caps = np.asarray(lengths), np.asarray(caps)
+    if lengths.max(initial=0) > context_length:
+        raise ValueError(
+            f"prompt_lengths: a prompt of {lengths.max()} tokens is longer than the "
+            f"target's context of {context_length}"
+        )
+    beyond = lengths + caps > context_length
+    if beyond.any():
+        length, cap = lengths[beyond][0], caps[beyond][0]
+        raise ValueError(
+            f"max_new_tokens: a prompt of {length} tokens and {cap} new ones are more "
+            f"than the target's context of {context_length}; at most "
+            f"{context_length - length} new ones fit"
+        )
+
+
 def end_tokens(eos_id: int | Sequence[int] | Array | None, batch: int) -> Array:
     """[B, E] tokens that end each row, -1 for none."""
     ends = jnp.asarray([] if eos_id is None else eos_id, jnp.int32)

@@ -1,0 +1,74 @@
+"""Sizes that come back, so that one program serves many lengths of prompt and text.
+
+All of it happens on the host: what a device is asked to do, even to take over an array
+by `jnp.asarray`, is a small program for each new size, and compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from globalres_jax.base import Array
+from globalres_jax.decoding.config import SpeculativeConfig
+
+SMALLEST = 32
+
+
+class Sizes(NamedTuple):
+    """What the shapes of a program come from.
+
+    Attributes:
+      width: of the prompts.
+      room: for the new tokens of a row.
+      capacity: slots of the caches.
+    """
+
+    width: int
+    room: int
+    capacity: int
+
+
+def bucket(count: int) -> int:
+    """The least power of two from `SMALLEST` on that is not below `count`."""
+    return max(SMALLEST, 1 << (count - 1).bit_length())
+
+
+def bucket_sizes(config: SpeculativeConfig, width: int, room: int) -> Sizes:
+    """The sizes for prompts of `width` tokens and up to `room` new ones.
+
+    Raises:
+      ValueError: the config's `cache_length` is too short for them.
+    """
+    capacity = config.capacity(width, room)
+    wide, roomy = bucket(width), bucket(room)
+    if config.cache_length is None:
+        capacity = config.capacity(wide, roomy)
+    return Sizes(min(wide, capacity), roomy, capacity)
+
+
+def as_array(values: Any) -> Array | np.ndarray:
+    """An array of JAX as it is, or of what `jit` traces; of all else one on the host."""
+    if isinstance(values, jax.Array):
+        return values
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+    return jnp.asarray(values) if traced else np.asarray(values)
+
+
+def pad_prompts(prompts: Array | np.ndarray, width: int) -> Array:
+    """`prompts [B, P]`, concrete, as [B, width] int32."""
+    host = np.asarray(prompts).astype(np.int32)
+    return jax.device_put(np.pad(host, ((0, 0), (0, width - host.shape[1]))))
+
+
+def first_columns(x: Array, size: int) -> Array:
+    """The first `size` columns of `x [B, T]`; waits for `x` if it has more."""
+    if x.shape[1] == size or isinstance(x, jax.core.Tracer):
+        return x[:, :size] if x.shape[1] > size else x
+    host = np.asarray(x)[:, :size]
+    if not x.committed:
+        return jax.device_put(host)
+    return jax.make_array_from_callback(host.shape, x.sharding, lambda at: host[at])
