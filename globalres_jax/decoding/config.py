@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, TreeVerifier, Verifier
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.draft_laws import IID
-from globalres_jax.numerics.largest import largest
+from globalres_jax.numerics.largest import nearly_largest
 from globalres_jax.tree import TokenTree, paths
 from globalres_jax.tree_verifiers import as_tree_verifier
 from globalres_jax.verifiers import GlobalResolution
@@ -188,7 +188,8 @@ class SampledPolicy:
             size = max(min(size, options.max_support), num_drafts)
         if size >= self.vocab_size:
             return _of_each(make, num_drafts, options.to_probabilities(logits))
-        logits, tokens = largest(logits, size)
+        find = jax.vmap(jax.vmap(lambda row: nearly_largest(row, size)))
+        logits, tokens = find(logits)
         laws = _of_each(make, num_drafts, options.to_probabilities(logits))
 
         def rename(law, tokens: Array):

@@ -43,6 +43,20 @@ def largest(values: Array, k: int) -> tuple[Array, Array]:
     return values[found], found
 
 
+def nearly_largest(values: Array, k: int) -> tuple[Array, Array]:
+    """`k` of the largest of `values [V]` and their places, most of them on a TPU.
+
+    Elsewhere exactly the `k` largest. A TPU finds 95 of 100 in one pass and would sort
+    for the others, which drafts can do without: any tokens will do, as long as those
+    that are drawn from are those that are verified.
+    """
+    return jax.lax.platform_dependent(
+        values,
+        tpu=lambda values: tuple(jax.lax.approx_max_k(values, k)),
+        default=lambda values: largest(values, k),
+    )
+
+
 def is_quick(vocab_size: int, k: int) -> bool:
     """Whether a CPU finds the `k` largest without sorting all."""
     return _block_size(vocab_size, k) is not None
