@@ -10,7 +10,7 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.numerics.largest import is_quick, largest
-from globalres_jax.numerics.rows import map_rows
+from globalres_jax.numerics.rows import by_platform, map_rows
 from globalres_jax.numerics.sums import blockwise_sum, running_sum
 from globalres_jax.numerics.thresholds import Threshold, reaching
 from globalres_jax.validation import is_concrete
@@ -175,7 +175,7 @@ def _filtered(
 
     if top_k is None or not is_quick(len(row), most):
         return among_all(row)
-    return jax.lax.platform_dependent(row, cpu=among_few, default=among_all)
+    return by_platform(row, cpu=among_few, default=among_all)
 
 
 def _weights(logits: Array, temperature: Array) -> Array:

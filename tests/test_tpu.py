@@ -34,7 +34,8 @@ SCRIPT = """
         config,
         8,
     )
-    lowered = loop._generate.lower(*on_tpu(program.arrays), **program.static)
+    static = program.static | {"platform": "tpu"}
+    lowered = loop._generate.lower(*on_tpu(program.arrays), **static)
     compiled = lowered.compile()
     cost = compiled.cost_analysis()
     print("flops", cost["flops"])

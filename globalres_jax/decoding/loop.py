@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from globalres_jax.base import Array, Drafter, Model
+from globalres_jax.base import Array, Drafter, Model, Params
 from globalres_jax.cache import prefill
 from globalres_jax.decoding.buckets import (
     Sizes,
@@ -35,6 +35,7 @@ from globalres_jax.decoding.request import (
 )
 from globalres_jax.decoding.step import Request, StepState, decode_step
 from globalres_jax.drafters import NoDrafts, as_drafter
+from globalres_jax.numerics.rows import on_platform
 from globalres_jax.sharding import gather, mesh_of, place_rows
 from globalres_jax.validation import is_concrete
 
@@ -185,12 +186,31 @@ def _as_program(
         "room": sizes.room,
         "capacity": sizes.capacity,
         "mesh": mesh,
+        "platform": _platform_of(target.params),
     }
     return Program((target, drafter, *rows), static, room)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "room", "capacity", "mesh"))
-def _generate(
+def _platform_of(params: Params) -> str | None:
+    """Where parameters lie; None for those that `jit` traces."""
+    leaves = jax.tree.leaves(params)
+    if not leaves or not all(isinstance(x, jax.Array) for x in leaves):
+        return None
+    if not is_concrete(*leaves):
+        return None
+    return next(iter(leaves[0].devices())).platform
+
+
+_STATIC = ("config", "room", "capacity", "mesh", "platform")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _generate(*arrays, platform: str | None = None, **static) -> Generation:
+    with on_platform(platform):
+        return _decode(*arrays, **static)
+
+
+def _decode(
     target,
     drafter,
     keys,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array
 from globalres_jax.numerics.members import count, members, to_words
 from globalres_jax.numerics.order import between, from_order, to_order
-from globalres_jax.numerics.rows import in_rows
+from globalres_jax.numerics.rows import by_platform, in_rows
 
 _BLOCKS = (64, 32, 16)
 
@@ -37,7 +37,7 @@ def largest(values: Array, k: int) -> tuple[Array, Array]:
 
     def places(values: Array) -> Array:
         bounded = lambda values: _by_bound(values, k, by_sorting)  # noqa: E731
-        return jax.lax.platform_dependent(values, cpu=bounded, default=by_sorting)
+        return by_platform(values, cpu=bounded, default=by_sorting)
 
     found = in_rows(places)(jax.lax.stop_gradient(values))
     return values[found], found
@@ -50,7 +50,7 @@ def nearly_largest(values: Array, k: int) -> tuple[Array, Array]:
     for the others, which drafts can do without: any tokens will do, as long as those
     that are drawn from are those that are verified.
     """
-    return jax.lax.platform_dependent(
+    return by_platform(
         values,
         tpu=lambda values: tuple(jax.lax.approx_max_k(values, k)),
         default=lambda values: largest(values, k),

@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jax_core
+
+_KNOWN: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "platform", default=None
+)
+
+
+@contextlib.contextmanager
+def on_platform(name: str | None) -> Iterator[None]:
+    """Says that what is traced inside is for "cpu", "gpu" or "tpu"; None: not known.
+
+    Only the way of that platform is then traced, and loops in loops take long to trace.
+    What `jax.jit` keeps of inner functions does not know of this: such a function has
+    `known_platform()` among its static arguments.
+    """
+    token = _KNOWN.set(name)
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def known_platform() -> str | None:
+    """What `on_platform` said."""
+    return _KNOWN.get()
+
+
+def by_platform(*args: Any, default: Callable, **ways: Callable) -> Any:
+    """`jax.lax.platform_dependent`, decided at once where the platform is known."""
+    known = known_platform()
+    if known is None:
+        return jax.lax.platform_dependent(*args, default=default, **ways)
+    return ways.get(known, default)(*args)
 
 
 def map_rows(function: Callable, *arrays: Any) -> Any:
@@ -60,7 +94,7 @@ def _whose_vmap_is_in_rows(function: Callable) -> Callable:
 
 
 def _map_rows(one: Callable, together: Callable, arrays: tuple) -> Any:
-    return jax.lax.platform_dependent(
+    return by_platform(
         arrays,
         cpu=lambda rows: jax.lax.map(lambda row: one(*row), rows),
         default=lambda rows: jax.vmap(together)(*rows),

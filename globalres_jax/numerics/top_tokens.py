@@ -11,7 +11,7 @@ import jax
 from globalres_jax.base import Array
 from globalres_jax.numerics.largest import largest
 from globalres_jax.numerics.members import count, members_first, to_words
-from globalres_jax.numerics.rows import in_rows
+from globalres_jax.numerics.rows import by_platform, in_rows
 
 
 def top_tokens(mass: Array, size: int) -> Array:
@@ -34,6 +34,6 @@ def top_tokens(mass: Array, size: int) -> Array:
         )
 
     def tokens(mass: Array) -> Array:
-        return jax.lax.platform_dependent(mass, cpu=by_counting, default=by_mass)
+        return by_platform(mass, cpu=by_counting, default=by_mass)
 
     return in_rows(tokens)(jax.lax.stop_gradient(mass))

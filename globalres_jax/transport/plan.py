@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import IID, DraftLaw
 from globalres_jax.draft_laws.closed_form import single_draft
-from globalres_jax.numerics.rows import in_rows
+from globalres_jax.numerics.rows import in_rows, known_platform
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transport.iid_race import IIDRace, iid_race
 from globalres_jax.transport.jaxopt_interface import OptStep, known_root
@@ -144,7 +144,8 @@ def solve_transport(
     """
     p = as_distribution("p", p, allow_deficit=True)
     same_vocabulary(p, law)
-    return _solve(p, law, ProjectedNewton() if solver is None else solver)
+    solver = ProjectedNewton() if solver is None else solver
+    return _solve(p, law, solver, known_platform())
 
 
 def optimal_acceptance_rate(p: Array, law: DraftLaw) -> Array:
@@ -190,9 +191,12 @@ class _Solution(NamedTuple):
     iterations: Array
 
 
-@functools.partial(jax.jit, static_argnames="solver")
-def _solve(p: Array, law: DraftLaw, solver: RaceSolver) -> TransportPlan:
+@functools.partial(jax.jit, static_argnames=("solver", "platform"))
+def _solve(
+    p: Array, law: DraftLaw, solver: RaceSolver, platform: str | None
+) -> TransportPlan:
     """The plan: a solution on the law's tokens, and its certificate."""
+    del platform  # known to all inside; here so that it is known to `jit`
     dtype = jnp.promote_types(p.dtype, law.dtype)
     own = law.take(p.astype(dtype))
     solution = _solution(own, _widened(law, dtype), solver)

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
+from globalres_jax.numerics.rows import by_platform
 from globalres_jax.numerics.sums import product
 from globalres_jax.transport.quadrature import LOG_WEIGHT_BOUND, quadrature
 
@@ -143,7 +144,7 @@ def _cell(table: Array, values: Array) -> Array:
         block = _below(blocks[None, 1:, 0], values)
         return _BLOCK * block + _below(blocks[block, 1:], values)
 
-    return jax.lax.platform_dependent(
+    return by_platform(
         table,
         values,
         cpu=in_two_levels,

@@ -24,7 +24,7 @@ from globalres_jax.base import (
     Walk,
 )
 from globalres_jax.numerics import categorical
-from globalres_jax.numerics.rows import map_rows
+from globalres_jax.numerics.rows import by_platform, map_rows
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.tree import TokenTree
 from globalres_jax.tree_verifiers.junctions import (
@@ -98,9 +98,7 @@ class TopDown:
         together = functools.partial(self._walk, tree, True)
         if self.ahead is not None:
             return (together if self.ahead else in_turn)(key, tokens, p, laws)
-        return jax.lax.platform_dependent(
-            key, tokens, p, laws, cpu=in_turn, default=together
-        )
+        return by_platform(key, tokens, p, laws, cpu=in_turn, default=together)
 
     def law(
         self, tree: TokenTree, tokens: Array, p: Array, laws: tuple
