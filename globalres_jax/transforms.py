@@ -153,7 +153,8 @@ def _filtered(
         weights = _weights(row, temperature)
         if top_k is not None:
             values, tokens = largest(jax.lax.stop_gradient(row), most)
-            kept = Threshold(values[top_k - 1], tokens[top_k - 1]).keeps(row)
+            at = jnp.minimum(top_k, most) - 1
+            kept = Threshold(values[at], tokens[at]).keeps(row)
             weights = jnp.where(kept, weights, 0)
         if top_p is not None:
             kept = reaching(weights, top_p).keeps(weights)

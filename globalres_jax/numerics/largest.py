@@ -31,16 +31,21 @@ def largest(values: Array, k: int) -> tuple[Array, Array]:
     Returns:
       values [k] (differentiable) and places [k] int32.
     """
+    find = in_rows(lambda row: places_of_largest(row, k))
+    found = find(jax.lax.stop_gradient(values))
+    return values[found], found
+
+
+def places_of_largest(values: Array, k: int) -> Array:
+    """[k] int32: as `largest`, for callers that see to their rows themselves."""
 
     def by_sorting(values: Array) -> Array:
         return jax.lax.top_k(_canonical(values), k)[1]
 
-    def places(values: Array) -> Array:
-        bounded = lambda values: _by_bound(values, k, by_sorting)  # noqa: E731
-        return by_platform(values, cpu=bounded, default=by_sorting)
+    def by_bound(values: Array) -> Array:
+        return _by_bound(values, k, by_sorting)
 
-    found = in_rows(places)(jax.lax.stop_gradient(values))
-    return values[found], found
+    return by_platform(values, cpu=by_bound, default=by_sorting)
 
 
 def nearly_largest(values: Array, k: int) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 
 from globalres_jax.base import Array
-from globalres_jax.numerics.largest import largest
+from globalres_jax.numerics.largest import places_of_largest
 from globalres_jax.numerics.members import count, members_first, to_words
 from globalres_jax.numerics.rows import by_platform, in_rows
 
@@ -23,7 +23,7 @@ def top_tokens(mass: Array, size: int) -> Array:
     """
 
     def by_mass(mass: Array) -> Array:
-        return largest(mass, size)[1]
+        return places_of_largest(mass, size)
 
     def by_counting(mass: Array) -> Array:
         words = to_words(mass > 0)
