@@ -11,8 +11,6 @@ from globalres_jax.__main__ import main
 from globalres_jax.commands.generate import _pieces, _prompt_tokens, add_arguments
 from globalres_jax.models import load
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 GENERATE = ["generate", "--prompt", "ROMEO:", "--draft-length", "2"]
 GENERATE += ["--max-tokens", "12", "--seed", "3"]
 #: Where the rule does not matter, one that compiles fast.
