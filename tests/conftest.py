@@ -1,4 +1,5 @@
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -7,12 +8,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Importing jaxlib beside libtpu must not look for a machine that has one.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
-# Compilation is most of what the tests take, and without optimisation XLA's newer
-# emitters for CPUs take three times as long as the older ones. Child processes inherit
-# this.
-_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
-if _EMITTERS not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EMITTERS}".strip()
+# Compilation is most of what the tests take. Less optimised programs compile in a
+# quarter of the time, and with XLA's older emitters for CPUs in a third of that; to
+# split a program among threads is more work. Child processes inherit this.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+for _flag in (
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+):
+    if _flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 
 # One compilation cache for all workers and the processes that tests start, made anew
 # by whoever starts them all, who also takes it away.
@@ -31,16 +36,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 
-@pytest.fixture
-def quick_compilation():
-    """Less optimised programs, for tests of what is computed and not how fast.
+def pytest_collection_finish():
+    """What was imported stays, and need not be looked over while programs are made."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
-    Compilation is most of their time, and with this it takes two thirds. Tests of the
-    solver's float32 arithmetic and of the shipped commands run what users run.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+
+@pytest.fixture
+def optimised():
+    """Programs as users run them, for tests of the solver's float32 arithmetic."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -51,7 +60,7 @@ def both_precisions():
 
 
 @pytest.fixture
-def float64(quick_compilation, both_precisions):
+def float64(both_precisions):
     """Double precision: mathematics, not what users run."""
     return np.float64
 

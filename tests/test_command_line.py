@@ -7,21 +7,36 @@ import json
 import numpy as np
 import pytest
 
+import globalres_jax as gr
 from globalres_jax.__main__ import main
+from globalres_jax.commands import generate as command
 from globalres_jax.commands.generate import _pieces, _prompt_tokens, add_arguments
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.models import load
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+@pytest.fixture
+def decoding_compiled_once(monkeypatch):
+    """For options that change no program: `generate` in place of a program a call."""
+
+    def compile_once(*args, **kwargs):
+        return lambda: gr.generate(*args, **kwargs)
+
+    monkeypatch.setattr(command, "compile_generate", compile_once)
+
 
 GENERATE = ["generate", "--prompt", "ROMEO:", "--draft-length", "2"]
 GENERATE += ["--max-tokens", "12", "--seed", "3"]
 #: Where the rule does not matter, one that compiles fast.
 CHEAP = ["--verifier", "single-draft"]
+#: And where the model does not matter, one of a single layer, which drafts for itself.
+SMALL = ["--target", "embedded-draft", "--draft", "layers:0", *CHEAP]
 
 
 def test_generate_prints_one_json_object(capsys):
-    assert main([*GENERATE, "--json", "--compare", "--top-k", "50"]) == 0
+    assert (
+        main([*GENERATE, "--json", "--compare", "--top-k", "50", "--top-p", "0.9"]) == 0
+    )
     described = json.loads(capsys.readouterr().out)
     assert described["num_tokens"] == 12 and isinstance(described["text"], str)
     metrics = described["metrics"]
@@ -34,8 +49,8 @@ def test_generate_prints_one_json_object(capsys):
     assert plain["metrics"]["mean_acceptance_length"] == 1
 
 
-def test_generate_shows_text_and_metrics(capsys):
-    options = ["--temp", "0", *CHEAP, "--compare"]
+def test_generate_shows_text_and_metrics(capsys, decoding_compiled_once):
+    options = ["--temp", "0", *SMALL, "--compare"]
     assert main([*GENERATE, *options]) == 0
     out = capsys.readouterr().out
     assert out.startswith("ROMEO:")
@@ -47,8 +62,8 @@ def test_generate_shows_text_and_metrics(capsys):
 
 
 @pytest.mark.parametrize("draft", ["layers:0", "prompt-lookup"])
-def test_drafts_without_a_second_model(draft, capsys):
-    options = ["--draft", draft, "--json", "--verbose", *CHEAP]
+def test_drafts_without_a_second_model(draft, capsys, decoding_compiled_once):
+    options = [*SMALL, "--draft", draft, "--json", "--verbose"]
     assert main([*GENERATE, *options, "--temp", "0", "--compare"]) == 0
     captured = capsys.readouterr()
     described = json.loads(captured.out)
@@ -76,10 +91,10 @@ def test_a_chat_template_is_used_unless_refused():
         prompt("--no-chat-template", "--system", "Rhyme")
 
 
-def test_same_seed_same_text(capsys):
+def test_same_seed_same_text(capsys, decoding_compiled_once):
     texts = []
     for seed in ("1", "1", "2"):
-        main([*GENERATE[:-1], seed, "--json", *CHEAP, "--top-p", "0.9"])
+        main([*GENERATE[:-1], seed, "--json", *SMALL])
         texts.append(json.loads(capsys.readouterr().out)["text"])
     assert texts[0] == texts[1] != texts[2]
 
@@ -138,8 +153,6 @@ def test_unknown_verifier_lists_the_names(capsys):
 
 def test_the_command_decodes_once(monkeypatch, capsys):
     """What is timed is what is shown."""
-    from globalres_jax.commands import generate as command
-
     runs, compile_generate = [], command.compile_generate
 
     def counted(*args, **kwargs):
@@ -147,6 +160,6 @@ def test_the_command_decodes_once(monkeypatch, capsys):
         return lambda: runs.append(decode()) or runs[-1]
 
     monkeypatch.setattr(command, "compile_generate", counted)
-    assert main([*GENERATE, *CHEAP, "--temp", "0", "--json"]) == 0
+    assert main([*GENERATE, *SMALL, "--temp", "0", "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
     assert len(runs) == 1 and described["num_tokens"] == int(runs[0].lengths[0])

@@ -9,12 +9,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from loaded import DATA
 
 import globalres_jax as gr
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 #: Between them they have every kind of parameter: biases, norms of queries and keys,
 #: norms behind attention and MLP, a head of their own or a tied one.
@@ -26,7 +23,6 @@ def python(script: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
     options = {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
         f"--xla_force_host_platform_device_count={devices}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_PLATFORMS": "cpu",
     }
     return subprocess.Popen(

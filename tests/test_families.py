@@ -16,8 +16,6 @@ from globalres_jax.models.rope import Rope
 from globalres_jax.models.saving import save
 from globalres_jax.tree import paths, tree_mask
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_all_families_are_here():
     assert len(FAMILIES) == 7

@@ -14,8 +14,6 @@ import globalres_jax as gr
 from globalres_jax.models.gguf_file import SUPPORTED_TYPES, GGUFFile
 from globalres_jax.models.rope import llama3_factors
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TYPES = gguf.GGMLQuantizationType
 #: Golden folder: architecture in GGUF.
 WRITTEN = {

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 from loaded import apply, causal, embedded, prefill
 
 import globalres_jax as gr
 from globalres_jax.drafters.prompt_lookup import PromptLookup
 from globalres_jax.models.loading import END_OF_TEXT, NAMED
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SPEECH = "KING RICHARD III:\nWhat say you to my lord?"
 

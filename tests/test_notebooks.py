@@ -16,8 +16,6 @@ def test_notebook_runs(path, monkeypatch, tmp_path):
     # What this process sets for JAX and warnings is not the reader's.
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)
     monkeypatch.setenv("IPYTHONDIR", os.fspath(tmp_path))
-    # That it runs is the question here, not how fast.
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}

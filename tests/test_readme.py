@@ -1,12 +1,9 @@
 """The README's Python is run as it stands there."""
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
@@ -14,7 +11,6 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re
 DEVICES = [block for block in BLOCKS if "jax_num_cpu_devices" in block]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_blocks_run_one_after_another(capsys):
     names: dict = {}
     for block in BLOCKS:
@@ -36,7 +32,6 @@ assert plans.gap.shape == (len(p),) and plans.converged.all()
 """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -17,8 +17,6 @@ from globalres_jax.models.gguf_file import GGUFFile
 from globalres_jax.models.gguf_tokenizer import end_tokens, read_tokenizer
 from globalres_jax.models.pairs import fit_vocabulary
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TEXTS = [
     "ROMEO:\nO, she doth teach the torches to burn bright!",
     "  two  spaces,\ttabs\n\n\n",

@@ -9,8 +9,6 @@ import globalres_jax as gr
 from globalres_jax.models import train
 from globalres_jax.models.fitting import cross_entropy, divergence, overlap
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TEXT = "the cat sat on the mat and the dog sat on the log. " * 60
 LENGTH = 17
 SHAPE = dict(

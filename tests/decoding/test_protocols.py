@@ -19,8 +19,6 @@ from globalres_jax.base import (
     Walk,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROWS = 6000
 TARGET, DRAFT = (
     np.random.default_rng(i).dirichlet(np.full(3, 0.7), 3).astype(np.float32)

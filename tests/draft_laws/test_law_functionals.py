@@ -10,8 +10,6 @@ from conftest import adversarial, distributions, draft_laws
 
 import globalres_jax as gr
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LAWS = ["iid", "independent", "deterministic", "without replacement", "top plus sample"]
 V = 5
 

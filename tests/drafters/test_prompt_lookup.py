@@ -9,8 +9,6 @@ import pytest
 
 import globalres_jax as gr
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDTH = 12
 
 

@@ -108,7 +108,7 @@ def test_the_curve_is_the_solution_of_all_tokens(float64):
 
 
 @pytest.mark.parametrize("n", [1, 4, 64])
-def test_large_vocabularies_are_solved_and_lossless(n):
+def test_large_vocabularies_are_solved_and_lossless(n, optimised):
     """float32: every plan's pick law is the true one, to 2e-6 in L1."""
     pairs = [zipf_pair(0), zipf_pair(1), zipf_pair(2), flat_pair()]
     for (_, q), (plan, best) in zip(
@@ -120,7 +120,7 @@ def test_large_vocabularies_are_solved_and_lossless(n):
         assert np.abs(beta - np.asarray(plan.pick)).sum() <= 2e-6
 
 
-def test_rows_of_a_batch_are_the_single_solutions():
+def test_rows_of_a_batch_are_the_single_solutions(optimised):
     problems = [(*zipf_pair(seed), n) for seed, n in enumerate((1, 2, 5, 9))]
     together = solve(*problems)
     for row in (0, 3):
@@ -131,7 +131,7 @@ def test_rows_of_a_batch_are_the_single_solutions():
         )
 
 
-def test_pools_alone_would_not_do():
+def test_pools_alone_would_not_do(optimised):
     """Negative control: one weight a pool, without the curve, loses far more."""
     p, q = zipf_pair(1)
     pools = jax.jit(pooling.pool_by_ratio)(*map(jnp.float32, (p, q, 4)))
@@ -163,7 +163,7 @@ def test_float32_stays_where_float64_is_allowed(both_precisions):
     assert plan.gap.dtype == plan.upper_bound.dtype == jnp.float32
 
 
-def test_bfloat16_logits_are_accepted(quick_compilation):
+def test_bfloat16_logits_are_accepted():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(2, 50)) * 3, jnp.bfloat16)
     p, q = jax.nn.softmax(logits)

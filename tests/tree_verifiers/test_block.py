@@ -57,7 +57,7 @@ def test_it_accepts_longer_runs_than_token_by_token(float64):
     assert expected_length(Block()) > alone + 0.01
 
 
-def test_text_of_a_block_is_the_target_s(quick_compilation):
+def test_text_of_a_block_is_the_target_s():
     rows = 6000
     table, other = (
         np.random.default_rng(i).dirichlet(np.full(3, 0.7), 3) for i in (0, 1)

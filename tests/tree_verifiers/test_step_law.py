@@ -83,11 +83,16 @@ def check_all(shape, law, wanted=None):
     return set(names)
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_a_step_has_the_law_of_the_target(law, float64):
+def test_a_step_has_the_law_of_the_target(float64):
     """Every rule on the tree that has everything: leaves early, unequal families."""
-    names = check_all("ragged", law)
-    assert {"global-resolution", "target-sample"} < names
+    assert {"global-resolution", "target-sample"} < check_all("ragged", "iid")
+
+
+@pytest.mark.parametrize("law", [law for law in LAWS if law != "iid"])
+def test_a_step_of_another_law_has_it_too(law, float64):
+    """The best rule that can be made, and one that only this law has, if it has one."""
+    wanted = {"global-resolution", "greedy-draft"}
+    assert "global-resolution" in check_all("ragged", law, wanted)
 
 
 @pytest.mark.parametrize("shape", ["2, 2", "3, 1", "1, 2, 1"])
@@ -96,7 +101,7 @@ def test_other_shapes_have_it_too(shape, float64):
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("shape", ["2, 2", "3, 1", "1, 2, 1"])
+@pytest.mark.parametrize("shape", TREES)
 @pytest.mark.parametrize("law", LAWS)
 def test_all_rules_on_all_shapes(shape, law, float64):
     assert {"target-sample"} < check_all(shape, law)

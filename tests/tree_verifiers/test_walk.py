@@ -9,8 +9,6 @@ from scipy.stats import chisquare
 import globalres_jax as gr
 from globalres_jax.tree_verifiers import TopDown, as_tree_verifier
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TREE = gr.tree.from_parents([-1, 0, 0, 0, 1, 1, 2])
 # Nodes 1 and 2 spell the same, so that their children join; 4 and 6 are alike, too.
 TOKENS = jnp.array([0, 1, 1, 2, 0, 2, 0])
@@ -37,15 +35,20 @@ def drafted(make):
     )
 
 
-def p_value(rule, make, law_of=None):
+def p_value(rule, make):
     """Chi-square of walks against the law of (last node, next token)."""
-    p, laws = target_rows(), drafted(make)
-    keys = jax.random.split(jax.random.key(0), DRAWS)
-    walk = jax.jit(jax.vmap(lambda key: rule.walk(key, TREE, TOKENS, p, laws)))(keys)
+
+    @jax.jit
+    def both(key):
+        p, laws = target_rows(), drafted(make)
+        keys = jax.random.split(key, DRAWS)
+        walk = jax.vmap(lambda key: rule.walk(key, TREE, TOKENS, p, laws))(keys)
+        return walk, rule.law(TREE, TOKENS, p, laws)
+
+    walk, decision = both(jax.random.key(0))
     last = np.asarray(walk.nodes.max(axis=1))
     np.testing.assert_array_equal(TREE.depths[last], walk.accept_length)
     seen = np.bincount(last * 3 + np.asarray(walk.next_token), minlength=21)
-    decision = (law_of or rule).law(TREE, TOKENS, p, laws)
     law = np.asarray(decision.stop[:, None] * decision.next, np.float64).reshape(-1)
     assert law.sum() == pytest.approx(1, abs=1e-5)
     possible = law > 1e-6

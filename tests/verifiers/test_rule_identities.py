@@ -114,7 +114,6 @@ def test_drafts_that_lack_lose_nothing(float64):
             assert float(decision.accept[1]) == 0
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", RULES)
 def test_a_batch_of_rows_decides_as_each_alone(name):
     """In float32; decisions are distributions."""
