@@ -51,7 +51,7 @@ def bucket_sizes(config: SpeculativeConfig, width: int, room: int) -> Sizes:
 
 
 def as_array(values: Any) -> Array | np.ndarray:
-    """An array of JAX as it is, or of what `jit` traces; of all else one on the host."""
+    """An array of JAX as it is, or of what `jit` traces; else one on the host."""
     if isinstance(values, jax.Array):
         return values
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
