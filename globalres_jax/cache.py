@@ -133,7 +133,7 @@ def prefill(model: Model, prompts: Array, lengths: Array, capacity: int) -> Cach
             model.params,
             jax.lax.dynamic_slice_in_dim(prompts, start, size, axis=1),
             jnp.minimum(places[None, :], last[:, None]),
-            cache.with_length(jnp.full_like(lengths, start)),
+            cache.with_length(jnp.full_like(cache.length, start)),
             jnp.broadcast_to(mask[None], (batch, size, capacity)),
         )
         return done + size, cache

@@ -16,6 +16,7 @@ from globalres_jax.base import Array
 from globalres_jax.decoding.config import SpeculativeConfig
 
 SMALLEST = 32
+FINER_FROM = 256
 
 
 class Sizes(NamedTuple):
@@ -33,8 +34,15 @@ class Sizes(NamedTuple):
 
 
 def bucket(count: int) -> int:
-    """The least power of two from `SMALLEST` on that is not below `count`."""
-    return max(SMALLEST, 1 << (count - 1).bit_length())
+    """The least size that is not below `count`.
+
+    Powers of two from `SMALLEST` to `FINER_FROM`, and beyond it four sizes an octave,
+    where slots that hold nothing would be many.
+    """
+    octave = 1 << (count - 1).bit_length()
+    if octave <= FINER_FROM:
+        return max(SMALLEST, octave)
+    return -(-count // (octave // 8)) * (octave // 8)
 
 
 def bucket_sizes(config: SpeculativeConfig, width: int, room: int) -> Sizes:
@@ -51,7 +59,7 @@ def bucket_sizes(config: SpeculativeConfig, width: int, room: int) -> Sizes:
 
 
 def as_array(values: Any) -> Array | np.ndarray:
-    """An array of JAX (traced ones, too) as it is; of all else one on the host."""
+    """An array of JAX as it is, or of what `jit` traces; else one on the host."""
     if isinstance(values, jax.Array):
         return values
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))

@@ -81,9 +81,8 @@ def test_the_folder_is_the_users(platform, variables, folder):
 def test_programs_are_kept_and_found_and_the_configuration_restored(
     tmp_path, monkeypatch, hits
 ):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "platform", "linux")
     folder = tmp_path / "globalres_jax" / "xla"
+    monkeypatch.setattr(compilation, "cache_folder", lambda: folder)
     for times in range(2):
         with kept_programs() as said:
             assert said == f"compiled programs are kept in {folder}"
