@@ -52,9 +52,10 @@ def request(length, width=None, batch=2, padding=0):
     return prompts, lengths
 
 
-def test_buckets_are_powers_of_two():
-    found = [bucket(n) for n in (1, 31, 32, 33, 64, 65, 4096, 4097)]
-    assert found == [32, 32, 32, 64, 64, 128, 4096, 8192]
+def test_buckets_are_powers_of_two_and_then_finer():
+    found = [bucket(n) for n in (1, 31, 32, 33, 64, 65, 256, 257, 4096, 4097)]
+    assert found == [32, 32, 32, 64, 64, 128, 256, 320, 4096, 5120]
+    assert all(n <= bucket(n) <= 1.25 * n for n in range(257, 5000))
     assert bucket_sizes(CONFIG, 20, 40) == (32, 64, 32 + 64 + 3)
     given = dataclasses.replace(CONFIG, cache_length=70)
     assert bucket_sizes(given, 20, 40) == (32, 64, 70)
