@@ -24,6 +24,7 @@ from globalres_jax.decoding import step
 from globalres_jax.decoding.metrics import empty_metrics
 from globalres_jax.decoding.step import Request, StepState
 from globalres_jax.drafters import as_drafter
+from globalres_jax.numerics.rows import on_platform
 from globalres_jax.tree import tree_mask
 
 PROMPT = "ROMEO:\nBut soft, what light through yonder window breaks? It is the east"
@@ -142,9 +143,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
     state, request = start(args)
+    platform = jax.devices()[0].platform
 
     @jax.jit
     def first(state, request):
+        with on_platform(platform):
+            return make(state, request)
+
+    def make(state, request):
         keys = step.step_keys(state.keys, state.steps)
         proposal, _ = step.propose(keys[0], state.draft, request)
         logits, _ = step.score(state.cache, proposal.tokens, request)
@@ -158,9 +164,10 @@ def main() -> None:
 
         def loop(state, made, request, name=name):
             piece = pieces(request)[name]
-            return jax.lax.fori_loop(
-                0, args.steps, lambda _, carry: piece(*carry), (state, made)
-            )
+            with on_platform(platform):
+                return jax.lax.fori_loop(
+                    0, args.steps, lambda _, carry: piece(*carry), (state, made)
+                )
 
         begun = time.perf_counter()
         loops[name] = jax.jit(loop).lower(state, made, request).compile()

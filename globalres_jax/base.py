@@ -67,6 +67,9 @@ class ModelFn(Protocol):
     in a token tree share a position); `mask [B, L, S]` says which of the `S` cache
     slots each token may attend to. Returns logits `[B, L, V]` (row `l` predicts
     the token after `tokens[:, l]`) and the cache with `length` advanced by `L`.
+
+    It may have an attribute more, `vocabulary_first`: true if on a CPU the logits come
+    from a product whose result lies in memory as [V, B, L]. They are then read so.
     """
 
     def __call__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -108,6 +109,9 @@ class DecoderFn:
     config: DecoderConfig
     dtype: jnp.dtype = jnp.dtype("float32")
     mesh: Mesh | None = None
+
+    #: See `base.ModelFn`: `layers.project` multiplies by W from the left.
+    vocabulary_first: ClassVar[bool] = True
 
     def __call__(
         self,

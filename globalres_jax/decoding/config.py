@@ -188,8 +188,7 @@ class SampledPolicy:
             size = max(min(size, options.max_support), num_drafts)
         if size >= self.vocab_size:
             return _of_each(make, num_drafts, options.to_probabilities(logits))
-        find = jax.vmap(jax.vmap(lambda row: nearly_largest(row, size)))
-        logits, tokens = find(logits)
+        logits, tokens = nearly_largest(logits, size)
         laws = _of_each(make, num_drafts, options.to_probabilities(logits))
 
         def rename(law, tokens: Array):

@@ -104,17 +104,21 @@ class FilteredRows:
     The `TargetRows` of a decoding step.
 
     Attributes:
-      logits: [N, V].
+      logits: [N, V]; or [V, B, N] of all rows of the batch, see `by_columns`.
       options: of this row, numbers.
+      row: [] which one, where `logits` are of all.
     """
 
     logits: Array
     options: SamplingOptions
+    row: Array | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, int]:
         """(N, V)."""
-        return self.logits.shape
+        if self.row is None:
+            return self.logits.shape
+        return self.logits.shape[2], self.logits.shape[0]
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -123,7 +127,11 @@ class FilteredRows:
 
     def __getitem__(self, node: Array) -> Array:
         """[V] of `node []`, or [M, V] of `node [M]`."""
-        return self.options.to_probabilities(self.logits[node])
+        if self.row is None:
+            return self.options.to_probabilities(self.logits[node])
+        # Read once: each further pass would jump through memory again.
+        logits = jax.lax.optimization_barrier(self.logits[:, self.row, node])
+        return self.options.to_probabilities(jnp.moveaxis(logits, 0, -1))
 
 
 def _is_number(value: Any) -> bool:

@@ -27,7 +27,7 @@ from globalres_jax.decoding.config import SampledPolicy, SpeculativeConfig
 from globalres_jax.decoding.emission import emit
 from globalres_jax.decoding.metrics import Metrics, count_step
 from globalres_jax.decoding.options import FilteredRows, SamplingOptions
-from globalres_jax.numerics.rows import map_rows
+from globalres_jax.numerics.rows import known_platform, map_rows
 from globalres_jax.tree import tree_mask
 from globalres_jax.tree_verifiers import optimum_along
 
@@ -130,8 +130,7 @@ def verify(
     tree, rule = config.token_tree, config.tree_verifier
     rule.check(tree, proposal.laws)
 
-    def row(key, tokens, logits, options, laws) -> tuple[Walk, Array]:
-        p = FilteredRows(logits, options)
+    def row(key, tokens, p, laws) -> tuple[Walk, Array]:
         # A rule that takes an array gets one.
         shown = p if getattr(rule, "reads_rows", False) else p[jnp.arange(len(tokens))]
         walk = rule.walk(key, tree, tokens, shown, laws)
@@ -143,8 +142,26 @@ def verify(
             optimum = jnp.full(tree.depth, jnp.nan, p.dtype)
         return walk._replace(optimum=None), optimum
 
-    arrays = keys, proposal.tokens, logits, request.options, proposal.laws
-    return map_rows(row, *arrays)
+    arrays = keys, proposal.tokens, proposal.laws
+    if not _by_columns(request.target):
+
+        def from_rows(key, tokens, laws, logits, options):
+            return row(key, tokens, FilteredRows(logits, options), laws)
+
+        return map_rows(from_rows, *arrays, logits, request.options)
+
+    columns = jnp.moveaxis(logits, -1, 0)
+
+    def from_columns(key, tokens, laws, index, options):
+        return row(key, tokens, FilteredRows(columns, options, index), laws)
+
+    return map_rows(from_columns, *arrays, jnp.arange(len(keys)), request.options)
+
+
+def _by_columns(target: Model) -> bool:
+    """Whether logits lie by columns, and are better read so than turned over first."""
+    lie_so = getattr(target.apply, "vocabulary_first", False)
+    return lie_so and known_platform() == "cpu"
 
 
 def commit(

@@ -50,7 +50,7 @@ def places_of_largest(values: Array, k: int) -> Array:
 
 
 def nearly_largest(values: Array, k: int) -> tuple[Array, Array]:
-    """`k` of the largest of `values [V]`, descending, and their places.
+    """`k` of the largest of `values [..., V]`, descending, and their places.
 
     For drafts, where any tokens will do as long as those that are drawn from are those
     that are verified: of values whose places are equal modulo a number of 16 k or more,
@@ -65,19 +65,23 @@ def nearly_largest(values: Array, k: int) -> tuple[Array, Array]:
 
 
 def _of_folds(values: Array, k: int) -> tuple[Array, Array]:
+    size = values.shape[-1]
     width = 1 << (_FOLDS_PER_VALUE * k - 1).bit_length()
-    depth = -(-len(values) // width)
+    depth = -(-size // width)
     if depth <= 1:
         return tuple(jax.lax.top_k(values, k))
-    padded = jnp.pad(values, (0, depth * width - len(values)), constant_values=-jnp.inf)
-    rows = padded.reshape(depth, width)
-    best, layer = rows[0], jnp.zeros(width, jnp.int32)
+    # The vocabulary first: so lie the logits that a CPU computes of a few rows.
+    columns = jnp.moveaxis(values, -1, 0)
+    best, layer = columns[:width], jnp.zeros((width, *values.shape[:-1]), jnp.int32)
     for i in range(1, depth):
-        larger = rows[i] > best
-        best = jnp.where(larger, rows[i], best)
-        layer = jnp.where(larger, i, layer)
-    best, place = jax.lax.top_k(best, k)
-    return best, layer[place] * width + place
+        other = columns[i * width : (i + 1) * width]
+        missing = [(0, width - len(other))] + [(0, 0)] * (values.ndim - 1)
+        other = jnp.pad(other, missing, constant_values=-jnp.inf)
+        layer = jnp.where(other > best, i, layer)
+        best = jnp.maximum(best, other)
+    best, place = jax.lax.top_k(jnp.moveaxis(best, 0, -1), k)
+    layer = jnp.take_along_axis(jnp.moveaxis(layer, 0, -1), place, axis=-1)
+    return best, layer * width + place
 
 
 def is_quick(vocab_size: int, k: int) -> bool:
