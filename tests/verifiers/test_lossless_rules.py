@@ -108,8 +108,8 @@ def test_spec_hub_is_lossless_and_the_optimum(float64):
         assert found.rate[i] == pytest.approx(best, abs=1e-9)
 
 
-def test_global_resolution_of_different_drafts_by_clocks(float64):
-    """Fewer cases: here the solve takes longer than its compilation."""
+def test_global_resolution_of_different_drafts_by_clocks(optimised, both_precisions):
+    """Here the solve takes longer than an optimised compilation."""
     cases = rule_cases.fewer(rule_cases.batch("without replacement", 3, np.float64), 6)
     found = rule_cases.enumerated({"": GlobalResolution()}, cases)[""]
     np.testing.assert_allclose(found.output, cases.p, atol=1e-9)
@@ -141,7 +141,7 @@ STOPPED = {
 @pytest.mark.parametrize(
     ("name", "law_name", "n"),
     [
-        ("no iteration", "iid", None),
+        pytest.param("no iteration", "iid", None, marks=pytest.mark.sweep),
         ("one iteration", "iid", None),
         ("second solver", "iid", None),
         ("one iteration", "independent", 3),
