@@ -11,7 +11,7 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 # Compilation is most of what the tests take. Less optimised programs compile in a
 # quarter of the time, and with XLA's older emitters for CPUs in a third of that; to
 # split a program among threads is more work. Child processes inherit this.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 for _flag in (
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
@@ -46,10 +46,9 @@ def pytest_collection_finish():
 @pytest.fixture
 def optimised():
     """Programs as users run them, for tests of the solver's float32 arithmetic."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

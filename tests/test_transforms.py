@@ -6,7 +6,7 @@ import pytest
 from globalres_jax.numerics.categorical import sample
 from globalres_jax.transforms import normalized_residual, probabilities
 
-LOGITS = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7]]))
+LOGITS = np.log(jnp.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7]]))
 
 
 def test_temperature_is_a_power():

@@ -1,5 +1,7 @@
 """What must hold of rules whatever they compute: one draft, slots, n as data."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -35,11 +37,20 @@ def test_one_draft_of_any_law_accepts_the_overlap(law_name, float64):
         np.testing.assert_allclose(found.rate, overlap, atol=atol, err_msg=name)
 
 
-def laws_of_two(q):
-    return {
-        name: rule_cases.one(rule_cases.stacked_laws(name, q[None], 2), 0)
-        for name in rule_cases.LAWS
-    }
+@functools.cache
+def laws_of_two():
+    """Target, and two drafts of each law: `{name: (law, drafts)}`; in float64."""
+    p, q = next(distributions(5, seed=9, count=1))
+
+    @jax.jit
+    def made(q, keys):
+        laws = {}
+        for name, key in zip(rule_cases.LAWS, keys, strict=True):
+            law = rule_cases.one(rule_cases.stacked_laws(name, q[None], 2), 0)
+            laws[name] = law, law.sample(key)
+        return laws
+
+    return p, made(q, jax.random.split(jax.random.key(1), len(rule_cases.LAWS)))
 
 
 def with_gaps(drafts):
@@ -50,7 +61,7 @@ def with_gaps(drafts):
 @pytest.mark.parametrize("name", [k for k in RULES if k != "single-draft"])
 def test_unused_slots_anywhere_change_nothing(name, float64):
     rule = RULES[name]
-    p, q = (jnp.asarray(x) for x in next(distributions(5, seed=9, count=1)))
+    p, laws = laws_of_two()
 
     @jax.jit
     def both(p, law, drafts):
@@ -58,12 +69,12 @@ def test_unused_slots_anywhere_change_nothing(name, float64):
         loose = rule.resolve(plan, p, law, with_gaps(drafts))
         return rule.resolve(plan, p, law, drafts), loose
 
-    for law_name, law in laws_of_two(q).items():
+    for law_name, (law, drafts) in laws.items():
         if not rule_cases.serves(rule, law):
             continue
         if name == "global-resolution" and law_name != "iid":
             continue
-        tight, loose = both(p, law, law.sample(jax.random.key(1)))
+        tight, loose = both(p, law, drafts)
         np.testing.assert_allclose(
             loose.accept, [0, tight.accept[0], 0, tight.accept[1], 0], atol=1e-12
         )
@@ -73,8 +84,9 @@ def test_unused_slots_anywhere_change_nothing(name, float64):
 def test_an_unused_slot_beside_a_single_draft(float64):
     p, q = (jnp.asarray(x) for x in next(distributions(5, seed=9, count=1)))
     rule, law = verifiers.SingleDraft(), gr.IID(q, 1)
-    alone = rule.decide(p, law, jnp.array([2]))
-    loose = rule.decide(p, law, jnp.array([NO_TOKEN, 2, NO_TOKEN]))
+    decide = jax.jit(rule.decide)
+    alone = decide(p, law, jnp.array([2]))
+    loose = decide(p, law, jnp.array([NO_TOKEN, 2, NO_TOKEN]))
     np.testing.assert_allclose(loose.accept, [0, alone.accept[0], 0])
     np.testing.assert_allclose(loose.residual, alone.residual)
 
@@ -119,16 +131,20 @@ def test_a_batch_of_rows_decides_as_each_alone(name):
     """In float32; decisions are distributions."""
     rule, n = RULES[name], 1 if name == "single-draft" else 2
     pairs = list(distributions(8, seed=2, count=3))
-    p, q = (jnp.asarray(np.stack(s), jnp.float32) for s in zip(*pairs, strict=True))
-    q = 0.95 * q + 0.05 / 8
+    p, q = (np.stack(s).astype(np.float32) for s in zip(*pairs, strict=True))
+    q = (0.95 * q + 0.05 / 8).astype(np.float32)
     make = gr.IID if rule_cases.serves(rule, gr.IID(q[0], n)) else gr.TopPlusSample
     keys = jax.random.split(jax.random.key(3), 3)
-    drafts = jax.vmap(lambda q, key: make(q, n).sample(key))(q, keys)
 
     def decide(p, q, drafts):
         return rule.decide(p, make(q, n), drafts)
 
-    together = jax.jit(jax.vmap(decide))(p, q, drafts)
+    @jax.jit
+    def decide_all(p, q, keys):
+        drafts = jax.vmap(lambda q, key: make(q, n).sample(key))(q, keys)
+        return drafts, jax.vmap(decide)(p, q, drafts)
+
+    drafts, together = jax.tree.map(np.asarray, decide_all(p, q, keys))
     chex.assert_shape(together.accept, (3, n))
     chex.assert_shape(together.residual, (3, 8))
     assert float(together.accept.min()) >= 0 and float(together.residual.min()) >= 0
