@@ -2,6 +2,7 @@
 
 from globalres_jax.base import TreeVerifier, Verifier
 from globalres_jax.tree_verifiers.block import Block
+from globalres_jax.tree_verifiers.layer import LayerResolution
 from globalres_jax.tree_verifiers.optimum import optimum_along
 from globalres_jax.tree_verifiers.top_down import TopDown
 
@@ -11,4 +12,14 @@ def as_tree_verifier(rule: Verifier | TreeVerifier) -> TreeVerifier:
     return rule if hasattr(rule, "walk") else TopDown(rule)
 
 
-__all__ = ["Block", "TopDown", "as_tree_verifier", "optimum_along"]
+#: Hierarchical speculative decoding (arXiv 2601.05724) is block verification.
+HierarchicalSpeculative = Block
+
+__all__ = [
+    "Block",
+    "HierarchicalSpeculative",
+    "LayerResolution",
+    "TopDown",
+    "as_tree_verifier",
+    "optimum_along",
+]

@@ -1,0 +1,204 @@
+"""Global resolution of a whole layer of the tree: one race for all of its nodes.
+
+Every node v of the drawn tree gets a weight w_v, the root 1, no layer more than 1. From
+the weights of a layer those of the next come as one optimal transport problem, whose
+slots are the pairs of a node and a token below it (`transport.layer_race`):
+
+    t_vx = w_v p_v(x),     beta = pick law of the race,     e_vx = min(beta_vx, t_vx)
+    w_vx = chance that the race picks (v, x) of what was drawn, times e_vx / beta_vx
+
+so that e_vx is what w_vx is on average, given the layer above. What is left to each
+node, R_v = w_v p_v - e_v, decides where the step ends, from the deepest layer up:
+
+    r = sum of R over the layer,   f = 1 - sum of w
+    stop here with probability r / (r + f), always at the root: (v, x) from R / r
+
+and the path to v is emitted, then x. That is lossless for every weight of the race:
+w_v is the chance to come to v from below or to stop there, if nothing below the layer
+of v is known. The expected number of accepted drafts is the sum of all e. One path is
+block verification, and a tree of depth 1 the optimal rule for one position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from globalres_jax.base import Array, TargetRows, TreeDecision, Walk
+from globalres_jax.draft_laws import IID
+from globalres_jax.numerics import categorical
+from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.transforms import normalized_residual
+from globalres_jax.transport.layer_race import LayerSolution, solve_layer
+from globalres_jax.transport.newton import ProjectedNewton
+from globalres_jax.tree import TokenTree
+from globalres_jax.tree_verifiers.layers import (
+    Layers,
+    Support,
+    layers,
+    layout,
+    support,
+)
+
+
+class _Flow(NamedTuple):
+    """Weights of a tree's layers and what they leave.
+
+    Attributes:
+      weight: [D + 1, W] w of each node.
+      left: [D + 1, W] total of R.
+      rest: [D, M, k] R at the tokens of each inner node's law.
+      expected: [D] sum of e, the expected weight of the next layer.
+    """
+
+    weight: Array
+    left: Array
+    rest: Array
+    expected: Array
+
+    @property
+    def stop(self) -> Array:
+        """[D + 1] chance to stop at each level, if not below."""
+        left = jnp.sum(self.left, axis=1)
+        free = jnp.maximum(1 - jnp.sum(self.weight, axis=1), 0)
+        total = left + free
+        chance = jnp.where(total > 0, left / jnp.where(total > 0, total, 1), 0)
+        return chance.at[0].set(1)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerResolution:
+    """One race for each layer of the tree, of independent drafts below its nodes.
+
+    Attributes:
+      maxiter: most iterations for a layer; even with none the rule is lossless.
+      tol: how much less than the best a layer's race may accept.
+    """
+
+    maxiter: int = 12
+    tol: float = 1e-4
+
+    #: `walk` reads the rows of p that it needs, and no others.
+    reads_rows = True
+
+    def check(self, tree: TokenTree, laws: tuple) -> None:
+        """TypeError unless all drafts are independent draws."""
+        del tree
+        for law in laws:
+            if not isinstance(law, IID):
+                raise TypeError(
+                    f"law: LayerResolution serves IID drafts, got {type(law).__name__}"
+                )
+
+    def law(
+        self, tree: TokenTree, tokens: Array, p: Array, laws: tuple
+    ) -> TreeDecision:
+        """Chance and next token of every node where the step can end."""
+        if tree.depth == 0:
+            return TreeDecision(jnp.ones(1, p.dtype), p)
+        held = support(tree, laws, p.dtype)
+        flow = self._flow(tree, tokens, p, held)
+        plan, stop = layout(tree), flow.stop
+        missed = jnp.cumprod((1 - stop)[::-1])[::-1]
+        reach = jnp.append(missed[1:], 1) * stop
+        share = flow.left / jnp.maximum(
+            jnp.sum(flow.left, axis=1, keepdims=True), 1e-37
+        )
+        at = jnp.zeros(tree.num_nodes, p.dtype).at[plan.nodes]
+        ends = at.set(reach[:, None] * share, mode="drop", wrap_negative_indices=False)
+        nodes = jnp.arange(tree.num_nodes)
+        following = jax.vmap(lambda node: self._residual(tree, flow, held, p, node))
+        return TreeDecision(ends, following(nodes))
+
+    def walk(
+        self, key: Array, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple
+    ) -> Walk:
+        """One number a level says where the step ends, two more say how."""
+        numbers = categorical.uniforms(key, (tree.depth + 3,), p.dtype)
+        if tree.depth == 0:
+            token = categorical.draw(numbers[-1], p[jnp.zeros((), jnp.int32)])
+            return Walk(jnp.zeros(0, jnp.int32), jnp.zeros((), jnp.int32), token)
+        held = support(tree, laws, p.dtype)
+        flow = self._flow(tree, tokens, p, held)
+        plan, levels = layout(tree), jnp.arange(tree.depth + 1, dtype=jnp.int32)
+        level = jnp.max(jnp.where(numbers[:-2, 0] < flow.stop, levels, 0))
+        place = categorical.draw(numbers[-2], flow.left[level])
+        node = jnp.asarray(plan.nodes)[level, place]
+        residual = self._residual(tree, flow, held, p, node)
+        token = categorical.draw(numbers[-1], residual)
+        return Walk(jnp.asarray(plan.path)[node], level, token)
+
+    def expected_accepted(
+        self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple
+    ) -> Array:
+        """Expected number of accepted drafts: [].
+
+        Of each layer given the ones above it, so that it varies less from tree to tree
+        than the weights of the drafts that were drawn. Differentiable, in reverse mode.
+        """
+        if tree.depth == 0:
+            return jnp.zeros((), p.dtype)
+        held = support(tree, laws, p.dtype)
+        return jnp.sum(self._flow(tree, tokens, p, held).expected)
+
+    def _flow(
+        self, tree: TokenTree, tokens: Array, p: TargetRows, laws: Support
+    ) -> _Flow:
+        """Forward through the layers."""
+        same = tree.same_prefix(tokens)
+        drafted = layers(tree, tokens, p, same, laws)
+        solver = ProjectedNewton(maxiter=self.maxiter, tol=self.tol)
+
+        def descend(weight: Array, layer: Layers):
+            own = weight.at[layer.inner].get(mode="fill", fill_value=0)
+            target = own[:, None] * layer.p
+            solution = solve_layer(target, layer.q, layer.counts, solver)
+            rest = jnp.maximum(target - solution.pick, 0)
+            kept = own * layer.beyond + blockwise_sum(rest)
+            left = weight.at[layer.inner].set(kept, mode="drop")
+            expected = jnp.sum(jnp.minimum(solution.pick, target))
+            return _next_weights(layer, target, solution), (
+                weight,
+                left,
+                rest,
+                expected,
+            )
+
+        start = jnp.zeros(layout(tree).nodes.shape[1], p.dtype).at[0].set(1)
+        last, (weight, left, rest, expected) = jax.lax.scan(descend, start, drafted)
+        return _Flow(
+            jnp.concatenate([weight, last[None]]),
+            jnp.concatenate([left, last[None]]),
+            rest,
+            expected,
+        )
+
+    def _residual(
+        self, tree: TokenTree, flow: _Flow, laws: Support, p: TargetRows, node: Array
+    ) -> Array:
+        """R of a node, normalised: [V]."""
+        plan = layout(tree)
+        level = jnp.asarray(tree.depths)[node]
+        row = p[node]
+        mass = flow.weight[level, jnp.asarray(plan.place)[node]] * row
+        held = laws.tokens[jnp.asarray(laws.places(tree.num_nodes))[node]]
+        inner = jnp.asarray(tree.num_children > 0)[node]
+        slots = jnp.where(inner & (held >= 0), held, row.shape[0])
+        rest = flow.rest[level, jnp.asarray(plan.inner_place)[node]]
+        return normalized_residual(mass.at[slots].set(rest, mode="drop"), row)
+
+
+def _next_weights(layer: Layers, target: Array, solution: LayerSolution) -> Array:
+    """w of the next layer's nodes [W], from the drafts that were drawn."""
+    at = layer.parent, layer.slot
+    weight = jnp.where(layer.drawn, solution.weights[at], 0)
+    total = solution.reject + jnp.sum(weight)
+    # Equal drafts are one node, which has the weight of all of them.
+    weight = jnp.sum(jnp.where(layer.alike, weight[None], 0), axis=1)
+    target, pick = target[at], solution.pick[at]
+    emitted = jnp.minimum(1, target / jnp.where(pick > 0, pick, 1))
+    return jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0) * emitted
