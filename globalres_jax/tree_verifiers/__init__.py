@@ -5,6 +5,7 @@ from globalres_jax.tree_verifiers.block import Block
 from globalres_jax.tree_verifiers.layer import LayerResolution
 from globalres_jax.tree_verifiers.optimum import optimum_along
 from globalres_jax.tree_verifiers.top_down import TopDown
+from globalres_jax.tree_verifiers.traversal import Traversal
 
 
 def as_tree_verifier(rule: Verifier | TreeVerifier) -> TreeVerifier:
@@ -20,6 +21,7 @@ __all__ = [
     "HierarchicalSpeculative",
     "LayerResolution",
     "TopDown",
+    "Traversal",
     "as_tree_verifier",
     "optimum_along",
 ]

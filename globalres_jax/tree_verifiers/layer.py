@@ -22,6 +22,7 @@ block verification, and a tree of depth 1 the optimal rule for one position.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -31,12 +32,12 @@ from globalres_jax.base import Array, TargetRows, TreeDecision, Walk
 from globalres_jax.draft_laws import IID
 from globalres_jax.numerics import categorical
 from globalres_jax.numerics.sums import blockwise_sum
-from globalres_jax.transforms import normalized_residual
 from globalres_jax.transport.layer_race import LayerSolution, solve_layer
 from globalres_jax.transport.newton import ProjectedNewton
 from globalres_jax.tree import TokenTree
 from globalres_jax.tree_verifiers.layers import (
     Layers,
+    Residuals,
     Support,
     layers,
     layout,
@@ -67,6 +68,11 @@ class _Flow(NamedTuple):
         total = left + free
         chance = jnp.where(total > 0, left / jnp.where(total > 0, total, 1), 0)
         return chance.at[0].set(1)
+
+    @property
+    def residuals(self) -> Residuals:
+        """R of each node: what it is away from the law's tokens is w p."""
+        return Residuals(self.weight, self.rest)
 
 
 @jax.tree_util.register_static
@@ -102,17 +108,14 @@ class LayerResolution:
             return TreeDecision(jnp.ones(1, p.dtype), p)
         held = support(tree, laws, p.dtype)
         flow = self._flow(tree, tokens, p, held)
-        plan, stop = layout(tree), flow.stop
+        stop = flow.stop
         missed = jnp.cumprod((1 - stop)[::-1])[::-1]
         reach = jnp.append(missed[1:], 1) * stop
-        share = flow.left / jnp.maximum(
-            jnp.sum(flow.left, axis=1, keepdims=True), 1e-37
-        )
-        at = jnp.zeros(tree.num_nodes, p.dtype).at[plan.nodes]
-        ends = at.set(reach[:, None] * share, mode="drop", wrap_negative_indices=False)
-        nodes = jnp.arange(tree.num_nodes)
-        following = jax.vmap(lambda node: self._residual(tree, flow, held, p, node))
-        return TreeDecision(ends, following(nodes))
+        total = jnp.sum(flow.left, axis=1)
+        share = flow.left * (reach / jnp.where(total > 0, total, 1))[:, None]
+        ends = share[tree.depths, layout(tree).place]
+        rows = functools.partial(flow.residuals.row, tree, held, p)
+        return TreeDecision(ends, jax.vmap(rows)(jnp.arange(tree.num_nodes)))
 
     def walk(
         self, key: Array, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple
@@ -128,8 +131,7 @@ class LayerResolution:
         level = jnp.max(jnp.where(numbers[:-2, 0] < flow.stop, levels, 0))
         place = categorical.draw(numbers[-2], flow.left[level])
         node = jnp.asarray(plan.nodes)[level, place]
-        residual = self._residual(tree, flow, held, p, node)
-        token = categorical.draw(numbers[-1], residual)
+        token = categorical.draw(numbers[-1], flow.residuals.row(tree, held, p, node))
         return Walk(jnp.asarray(plan.path)[node], level, token)
 
     def expected_accepted(
@@ -149,17 +151,17 @@ class LayerResolution:
         self, tree: TokenTree, tokens: Array, p: TargetRows, laws: Support
     ) -> _Flow:
         """Forward through the layers."""
-        same = tree.same_prefix(tokens)
-        drafted = layers(tree, tokens, p, same, laws)
+        drafted = layers(tree, tokens, p, laws)
+        inner = drafted.counts.shape[1]
         solver = ProjectedNewton(maxiter=self.maxiter, tol=self.tol)
 
         def descend(weight: Array, layer: Layers):
-            own = weight.at[layer.inner].get(mode="fill", fill_value=0)
+            own = weight[:inner]
             target = own[:, None] * layer.p
             solution = solve_layer(target, layer.q, layer.counts, solver)
             rest = jnp.maximum(target - solution.pick, 0)
             kept = own * layer.beyond + blockwise_sum(rest)
-            left = weight.at[layer.inner].set(kept, mode="drop")
+            left = weight.at[:inner].set(kept)
             expected = jnp.sum(jnp.minimum(solution.pick, target))
             return _next_weights(layer, target, solution), (
                 weight,
@@ -176,20 +178,6 @@ class LayerResolution:
             rest,
             expected,
         )
-
-    def _residual(
-        self, tree: TokenTree, flow: _Flow, laws: Support, p: TargetRows, node: Array
-    ) -> Array:
-        """R of a node, normalised: [V]."""
-        plan = layout(tree)
-        level = jnp.asarray(tree.depths)[node]
-        row = p[node]
-        mass = flow.weight[level, jnp.asarray(plan.place)[node]] * row
-        held = laws.tokens[jnp.asarray(laws.places(tree.num_nodes))[node]]
-        inner = jnp.asarray(tree.num_children > 0)[node]
-        slots = jnp.where(inner & (held >= 0), held, row.shape[0])
-        rest = flow.rest[level, jnp.asarray(plan.inner_place)[node]]
-        return normalized_residual(mass.at[slots].set(rest, mode="drop"), row)
 
 
 def _next_weights(layer: Layers, target: Array, solution: LayerSolution) -> Array:

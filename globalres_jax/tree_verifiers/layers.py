@@ -16,6 +16,7 @@ import numpy as np
 from globalres_jax.base import Array, TargetRows
 from globalres_jax.numerics.rows import map_rows
 from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.transforms import normalized_residual
 from globalres_jax.tree import TokenTree
 
 
@@ -23,26 +24,26 @@ class Layout(NamedTuple):
     """Where each node of a tree of depth D has its place; static.
 
     Attributes:
-      nodes: [D + 1, W] the nodes of each level, -1 in places beyond.
+      nodes: [D + 1, W] the nodes of each level, those with children first; -1 in
+        places beyond.
       inner: [D, M] those that have children, likewise.
       place: [N] of a node among those of its level.
-      inner_place: [N] of a node among those of its level that have children.
       path: [N, D] node at each depth from 1 on along the way to a node, 0 beyond.
     """
 
     nodes: np.ndarray
     inner: np.ndarray
     place: np.ndarray
-    inner_place: np.ndarray
     path: np.ndarray
 
 
 class Layers(NamedTuple):
     """A drafted tree, stacked by levels: of each the nodes, and the drafts below.
 
+    The first M places of a level hold the nodes that have children, if there are so
+    many; a place without drafts has count 0 and all of its probability beyond them.
+
     Attributes:
-      inner: [D, M] places, among the W nodes of a level, of those that have children;
-        W where there is none.
       counts: [D, M] drafts of each; 0 for nodes that another one stands for.
       p: [D, M, k] target probability of the tokens of each node's law.
       q: [D, M, k] law of one draft.
@@ -50,10 +51,9 @@ class Layers(NamedTuple):
       parent: [D, W] of each draft the place, among the M, of what it is a draft of.
       slot: [D, W] its place among the k tokens of the law.
       drawn: [D, W] bool, whether there is such a draft.
-      alike: [D, W, W] bool, drafts of which the row stands for the column.
+      alike: [D, W, W] bool, whether the row's draft stands for the column's.
     """
 
-    inner: Array
     counts: Array
     p: Array
     q: Array
@@ -86,17 +86,19 @@ class Support(NamedTuple):
 
 def layout(tree: TokenTree) -> Layout:
     """The layout of a tree."""
-    inner = [level[tree.num_children[level] > 0] for level in tree.levels[:-1]]
-    place, inner_place = (np.zeros(tree.num_nodes, np.int32) for _ in range(2))
-    for level in tree.levels:
+    has_none = tree.num_children == 0
+    levels = [
+        level[np.argsort(has_none[level], kind="stable")] for level in tree.levels
+    ]
+    inner = [level[~has_none[level]] for level in levels[:-1]]
+    place = np.zeros(tree.num_nodes, np.int32)
+    for level in levels:
         place[level] = np.arange(len(level))
-    for level in inner:
-        inner_place[level] = np.arange(len(level))
     path = np.zeros((tree.num_nodes, tree.depth), np.int32)
     for node in range(1, tree.num_nodes):
         path[node] = path[tree.parents[node]]
         path[node, tree.depths[node] - 1] = node
-    return Layout(_filled(tree.levels), _filled(inner), place, inner_place, path)
+    return Layout(_filled(levels), _filled(inner), place, path)
 
 
 def representatives(tree: TokenTree, same: Array) -> Array:
@@ -111,7 +113,7 @@ def representatives(tree: TokenTree, same: Array) -> Array:
 
 
 def support(tree: TokenTree, laws: tuple, dtype) -> Support:
-    """The laws of all nodes as one array, filled up to the largest of them."""
+    """The laws of all inner nodes as one array, filled up to the largest of them."""
     most = max(law.token_probs.shape[-1] for law in laws)
     tokens, q = [], []
     for law in laws:
@@ -127,14 +129,8 @@ def support(tree: TokenTree, laws: tuple, dtype) -> Support:
     return Support(order, jnp.concatenate(tokens), jnp.concatenate(q))
 
 
-def layers(
-    tree: TokenTree,
-    tokens: Array,
-    p: TargetRows,
-    same: Array,
-    laws: Support,
-) -> Layers:
-    """The layers of a drafted tree, of i.i.d. drafts below each node.
+def layers(tree: TokenTree, tokens: Array, p: TargetRows, laws: Support) -> Layers:
+    """The layers of a drafted tree.
 
     Reads the rows of p of all representatives that have children, each once.
 
@@ -142,10 +138,9 @@ def layers(
       tree: shape of the tree, of depth 1 or more.
       tokens: [N] token at each node.
       p: [N, V] target distribution after each node.
-      same: [N, N] bool, `tree.same_prefix(tokens)`.
       laws: of the inner nodes.
     """
-    plan = layout(tree)
+    plan, same = layout(tree), tree.same_prefix(tokens)
     stands_for = representatives(tree, same)
     is_live = stands_for == jnp.arange(tree.num_nodes)
     counts = jnp.sum(jnp.where(same, jnp.asarray(tree.num_children)[None], 0), axis=1)
@@ -168,20 +163,44 @@ def layers(
     slot = jnp.argmax(found, axis=1).astype(jnp.int32)
     drawn = (tokens >= 0) & jnp.any(found, axis=1)
 
-    inner, below = np.maximum(plan.inner, 0), np.maximum(plan.nodes[1:], 0)
-    exists = plan.nodes[1:] >= 0
+    has_drafts, inner = plan.inner >= 0, np.maximum(plan.inner, 0)
+    exists, below = plan.nodes[1:] >= 0, np.maximum(plan.nodes[1:], 0)
     alike = same[below[:, :, None], below[:, None, :]] & exists[:, None, :]
     return Layers(
-        inner=jnp.where(plan.inner >= 0, plan.place[inner], plan.nodes.shape[1]),
-        counts=jnp.where(plan.inner >= 0, counts[inner], 0),
-        p=own[places[inner]],
+        counts=jnp.where(has_drafts, counts[inner], 0),
+        p=jnp.where(has_drafts[..., None], own[places[inner]], 0),
         q=laws.q[places[inner]],
-        beyond=beyond[places[inner]],
-        parent=jnp.asarray(plan.inner_place)[above][below],
+        beyond=jnp.where(has_drafts, beyond[places[inner]], 1),
+        parent=jnp.asarray(plan.place)[above][below],
         slot=slot[below],
         drawn=drawn[below] & exists,
         alike=alike & (is_live[below] & exists)[:, :, None],
     )
+
+
+class Residuals(NamedTuple):
+    """What may be emitted after each node, if the step ends there.
+
+    Attributes:
+      scale: [D + 1, W] of the target's row, for tokens that could not be drafted.
+      rest: [D, M, k] mass of the tokens of the node's law.
+    """
+
+    scale: Array
+    rest: Array
+
+    def row(self, tree: TokenTree, laws: Support, p: TargetRows, node: Array) -> Array:
+        """Law of the token after `node []`: [V]."""
+        level = jnp.asarray(tree.depths)[node]
+        place = jnp.asarray(layout(tree).place)[node]
+        row = p[node]
+        held = laws.tokens[jnp.asarray(laws.places(tree.num_nodes))[node]]
+        has_drafts = jnp.asarray(tree.num_children > 0)[node]
+        # Beyond the vocabulary nothing is written.
+        slots = jnp.where(has_drafts & (held >= 0), held, row.shape[0])
+        mass = self.scale[level, place] * row
+        mass = mass.at[slots].set(self.rest[level, place], mode="drop")
+        return normalized_residual(mass, row)
 
 
 def _filled(levels) -> np.ndarray:
