@@ -75,7 +75,7 @@ class LayerCurvature(NamedTuple):
         z = solve_identity_minus(middle[:, :-1], middle[:, -1])
         # 3. Back.
         taken = b[:, :, 0] * (inner[:, :, -1] + inner[:, :, :-1] @ z)
-        combined = a[:, :, 0] * z - taken
+        combined = a[:, :, 0] * z[None] - taken
         step = right + scale * _product("vsx,vs->vx", self.survive, combined)
         return step.reshape(-1)
 

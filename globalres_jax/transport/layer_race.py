@@ -76,7 +76,7 @@ class LayerRace(NamedTuple):
         """beta [m k] for `weights [m k]`, on the fine grid."""
         nodes, measure = quadrature(weights.dtype)
         survive, fallen = self._survival(weights, nodes)
-        scale = self.counts * measure[:, None] * self._others(fallen)
+        scale = self.counts[None] * measure[:, None] * self._others(fallen)
         share = jnp.einsum("sv,vsx->vx", scale, survive, precision="highest")
         return self.q * weights * share.reshape(-1)
 
@@ -89,7 +89,7 @@ class LayerRace(NamedTuple):
         n = self.counts
         nodes, measure = quadrature(weights.dtype, "coarse")
         survive, fallen = self._survival(weights, nodes)
-        scale = n * measure[:, None] * self._others(fallen)
+        scale = n[None] * measure[:, None] * self._others(fallen)
         both = jnp.stack([scale, scale * nodes[:, None]])
         first, second = jnp.einsum("isv,vsx->ivx", both, survive, precision="highest")
         token_scale = self._by_node(self.q * weights)
@@ -99,12 +99,12 @@ class LayerRace(NamedTuple):
         survive = survive[:, some]
         log_phi = log_of_rest(fallen[some])
         # prod_u phi_u^n_u / (phi_v phi_v') is one of these for v, one for v'.
-        half = jnp.exp(0.5 * jnp.sum(n * log_phi, axis=1, keepdims=True) - log_phi)
-        half = jnp.where(n > 0, jnp.sqrt(spacing)[:, None] * half, 0)
-        together, alone = n * half, jnp.sqrt(n) * half
+        half = jnp.exp(0.5 * product(log_phi, n)[:, None] - log_phi)
+        half = jnp.where(n[None] > 0, np.sqrt(spacing)[:, None] * half, 0)
+        together, alone = n[None] * half, jnp.sqrt(n)[None] * half
         reach = jnp.einsum("vsx,vx->sv", survive, token_scale, precision="highest")
         coupled = product(together * reach, 1 - jnp.eye(len(n), dtype=n.dtype))
-        own = jnp.maximum(n - 1, 0) * half * reach
+        own = jnp.maximum(n - 1, 0)[None] * half * reach
         rows = together * (coupled + own)
         others = jnp.einsum("sv,vsx->vx", rows, survive, precision="highest")
         return LayerCurvature(
@@ -121,7 +121,7 @@ class LayerRace(NamedTuple):
         nodes, measure = quadrature(log_weights.dtype)
         weights = jnp.where(self.q > 0, jnp.exp(log_weights), 0)
         _, fallen = self._survival(weights, nodes)
-        survived = jnp.sum(self.counts * log_of_rest(fallen), axis=1)
+        survived = product(log_of_rest(fallen), self.counts)
         integral = jnp.sum(measure / nodes * -jnp.expm1(survived))
         return integral - jnp.sum(jnp.where(self.p > 0, self.p * log_weights, 0))
 
@@ -166,7 +166,7 @@ class LayerRace(NamedTuple):
     def _survival(self, weights: Array, nodes: np.ndarray) -> tuple[Array, Array]:
         """exp(-t w) [m, S, k], and 1 - phi [S, m] from small numbers."""
         weights, q = self._by_node(weights), self._by_node(self.q)
-        survive = jnp.exp(-nodes[:, None] * weights[:, None, :])
+        survive = jnp.exp(-nodes[None, :, None] * weights[:, None, :])
         fallen = jnp.einsum("vsx,vx->sv", 1 - survive, q, precision="highest")
         return survive, fallen
 
@@ -177,16 +177,16 @@ class LayerRace(NamedTuple):
         """
         number = self.counts[:, None] - jnp.eye(len(self.counts), dtype=fallen.dtype)
         survived = jnp.exp(product(log_of_rest(fallen), jnp.maximum(number, 0)))
-        return jnp.where(self.counts > 0, survived, 0)
+        return jnp.where(self.counts[None] > 0, survived, 0)
 
     def _excess_below(self, keys: Array, thresholds: Array) -> tuple[Array, Array]:
         """Q(H) - p(H) [j], and q_v(H) [j, m], of the sets H of `keys [m k]` below."""
         outside = keys[None] >= thresholds[:, None]
         outside = outside.reshape(len(thresholds), len(self.counts), -1)
         p, q = self._by_node(self.p), self._by_node(self.q)
-        beyond_q = jnp.sum(jnp.where(outside, q, 0), axis=2)
-        beyond_p = jnp.sum(jnp.where(outside, p, 0), axis=(1, 2))
-        within = jnp.sum(self.counts * log_of_rest(beyond_q), axis=1)
+        beyond_q = jnp.sum(jnp.where(outside, q[None], 0), axis=2)
+        beyond_p = jnp.sum(jnp.where(outside, p[None], 0), axis=(1, 2))
+        within = product(log_of_rest(beyond_q), self.counts)
         return self.missing + beyond_p + jnp.expm1(within), 1 - beyond_q
 
 

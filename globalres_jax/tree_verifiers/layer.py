@@ -163,7 +163,7 @@ class LayerResolution:
             kept = own * layer.beyond + blockwise_sum(rest)
             left = weight.at[:inner].set(kept)
             expected = jnp.sum(jnp.minimum(solution.pick, target))
-            return _next_weights(layer, target, solution), (
+            return self._next(layer, target, solution), (
                 weight,
                 left,
                 rest,
@@ -179,14 +179,15 @@ class LayerResolution:
             expected,
         )
 
-
-def _next_weights(layer: Layers, target: Array, solution: LayerSolution) -> Array:
-    """w of the next layer's nodes [W], from the drafts that were drawn."""
-    at = layer.parent, layer.slot
-    weight = jnp.where(layer.drawn, solution.weights[at], 0)
-    total = solution.reject + jnp.sum(weight)
-    # Equal drafts are one node, which has the weight of all of them.
-    weight = jnp.sum(jnp.where(layer.alike, weight[None], 0), axis=1)
-    target, pick = target[at], solution.pick[at]
-    emitted = jnp.minimum(1, target / jnp.where(pick > 0, pick, 1))
-    return jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0) * emitted
+    def _next(self, layer: Layers, target: Array, solution: LayerSolution) -> Array:
+        """w of the next layer's nodes [W], from the drafts that were drawn."""
+        at = layer.parent, layer.slot
+        weight = jnp.where(layer.drawn, solution.weights[at], 0)
+        total = solution.reject + jnp.sum(weight)
+        # Equal drafts are one node, which has the weight of all of them.
+        weight = jnp.sum(jnp.where(layer.alike, weight[None], 0), axis=1)
+        target, pick = target[at], solution.pick[at]
+        emitted = jnp.minimum(1, target / jnp.where(pick > 0, pick, 1))
+        return (
+            jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0) * emitted
+        )
