@@ -86,7 +86,7 @@ class LayerResolution:
     """
 
     maxiter: int = 12
-    tol: float = 1e-4
+    tol: float = 1e-3
 
     #: `walk` reads the rows of p that it needs, and no others.
     reads_rows = True

@@ -19,18 +19,24 @@ TARGET[1][0] = [0.0, 1.0, 0.0]
 SOLVED = LayerResolution(maxiter=30, tol=1e-9)
 
 
-def iid(tables):
+def drafts(tables, make):
+    """The laws after every text of a level, by `make(q, num_drafts)`."""
+
     def draft(level, num_drafts):
-        return jax.vmap(lambda q: gr.IID(q, num_drafts))(jnp.asarray(tables[level]))
+        each = jax.jit(jax.vmap(lambda q: make(q, num_drafts)))
+        return each(jnp.asarray(tables[level]))
 
     return draft
 
 
-def deviation(rule, tree):
+def iid(tables):
+    return drafts(tables, gr.IID)
+
+
+def deviation(rule, tree, make=gr.IID):
     """Largest difference of the step's law from the target's."""
     tables = TARGET[: tree.depth + 1]
-    law = step_law(rule, tree, tables, iid(DRAFT))
-    assert float(law.sum()) == pytest.approx(1, abs=1e-9)
+    law = step_law(rule, tree, tables, drafts(DRAFT, make))
     return float(jnp.abs(law - joint_law(tables)).max())
 
 
@@ -194,25 +200,31 @@ def test_mutants_are_caught(mutant, float64):
 
 
 def test_expected_accepted_has_the_mean_of_the_accepted_lengths(float64):
-    """Of one tree it leaves out how the drafts of the last layer fell."""
-    tree = gr.paths(2, 2)
-    tokens, p, laws = drafted(tree, 0)
+    """Of this rule, without the chance of how the drafts fell."""
+    tree = gr.paths(2, 1)
+    _, p, laws = drafted(tree, 0)
     rule = LayerResolution()
 
     @jax.jit
-    def both(last):
-        drawn = tokens.at[3:].set(last)
-        stop = rule.law(tree, drawn, p, laws).stop
-        return expected_accepted(rule, tree, drawn, p, laws), stop @ tree.depths
+    def both(tokens):
+        stop = rule.law(tree, tokens, p, laws).stop
+        return expected_accepted(rule, tree, tokens, p, laws), stop @ tree.depths
 
     grid = np.stack(np.meshgrid(*[np.arange(VOCAB_SIZE)] * 2, indexing="ij"), -1)
-    chance = np.prod(
-        [np.asarray(laws[1].token_probs)[i][grid[..., i]] for i in range(2)], axis=0
-    )
-    ours, exact = jax.vmap(jax.vmap(both))(jnp.asarray(grid))
-    np.testing.assert_allclose(ours, ours[0, 0], atol=1e-12)
-    # The first layer's own drafts are as they fell.
-    assert float(np.sum(chance * exact)) != pytest.approx(float(exact[0, 0]))
+    trees = np.concatenate([np.zeros((9, 1), int), grid.reshape(-1, 2)], axis=1)
+    ours, lengths = jax.vmap(both)(jnp.asarray(trees))
+    chance = np.asarray(laws[0].token_probs)[0][trees[:, 1:]].prod(1)
+    np.testing.assert_allclose(ours, chance @ np.asarray(lengths), atol=1e-12)
+    assert np.ptp(lengths) > 0.1
+
+
+def test_expected_accepted_of_any_rule(float64):
+    """Its mean length, by the law of where it ends."""
+    tree = gr.tree.chain(3)
+    args = drafted(tree, 1)
+    stop = Block().law(tree, *args).stop
+    found = expected_accepted(Block(), tree, *args)
+    assert float(found) == pytest.approx(float(stop @ np.arange(4.0)))
 
 
 def test_other_laws_are_refused():
