@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.numerics.sums import product
+from globalres_jax.numerics.sums import contract, product
 from globalres_jax.transport.hessian import solve_identity_minus
 
 
@@ -29,23 +29,23 @@ class LayerCurvature(NamedTuple):
     Attributes:
       pick: [m k] beta.
       diagonal: [m k].
-      survive: [m, S, k] exp(-t w).
+      rows: [m, S, k] of each node, to be scaled.
       together: [S, m] A.
       alone: [S, m] B.
-      token_scale: [m, k]; G is `survive` times this.
+      scale: [m, k]; G is `rows` times this.
     """
 
     pick: Array
     diagonal: Array
-    survive: Array
+    rows: Array
     together: Array
     alone: Array
-    token_scale: Array
+    scale: Array
 
     def coupling(self, root: Array) -> Array:
         """`R (A^T A - B^T B) R`, entry by entry, for R = diag(root): [m k, m k]."""
-        scale = self.token_scale * root.reshape(self.token_scale.shape)
-        rows = (self.survive * scale[:, None, :]).swapaxes(0, 1)
+        scale = self.scale * root.reshape(self.scale.shape)
+        rows = (self.rows * scale[:, None, :]).swapaxes(0, 1)
         together = (self.together[:, :, None] * rows).reshape(len(rows), -1)
         alone = (self.alone[:, :, None] * rows).reshape(len(rows), -1)
         owner = np.repeat(np.arange(len(scale)), scale.shape[1])
@@ -56,29 +56,23 @@ class LayerCurvature(NamedTuple):
         """`(I - R (A^T A - B^T B) R)^-1 right` for R = diag(root): [m k]."""
         if len(root) <= len(self.together):
             return solve_identity_minus(self.coupling(root), right)
-        scale = self.token_scale * root.reshape(self.token_scale.shape)
+        scale = self.scale * root.reshape(self.scale.shape)
         right = right.reshape(scale.shape)
         a, b = self.together.T[:, :, None], self.alone.T[:, :, None]
-        gram = _product(
-            "vsx,vtx->vst", self.survive * (scale * scale)[:, None], self.survive
-        )
-        pushed = _product("vsx,vx->vs", self.survive, scale * right)[:, :, None]
+        gram = contract("vsx,vtx->vst", self.rows * (scale * scale)[:, None], self.rows)
+        pushed = contract("vsx,vx->vs", self.rows, scale * right)[:, :, None]
 
         # 1. G (I + B^T B)^-1 G^T, and the same of the right side, by Woodbury.
         columns = jnp.concatenate([gram * a.swapaxes(1, 2), pushed], axis=2)
         inner = jax.vmap(solve_identity_minus)(
             -b * gram * b.swapaxes(1, 2), b * columns
         )
-        shrunk = columns - gram @ (b * inner)
+        shrunk = columns - product(gram, b * inner)
         # 2. What all drafts do to each other.
         middle = jnp.sum(a * shrunk, axis=0)
         z = solve_identity_minus(middle[:, :-1], middle[:, -1])
         # 3. Back.
-        taken = b[:, :, 0] * (inner[:, :, -1] + inner[:, :, :-1] @ z)
+        taken = b[:, :, 0] * (inner[:, :, -1] + product(inner[:, :, :-1], z))
         combined = a[:, :, 0] * z[None] - taken
-        step = right + scale * _product("vsx,vs->vx", self.survive, combined)
+        step = right + scale * contract("vsx,vs->vx", self.rows, combined)
         return step.reshape(-1)
-
-
-def _product(subscripts: str, left: Array, right: Array) -> Array:
-    return jnp.einsum(subscripts, left, right, precision="highest")

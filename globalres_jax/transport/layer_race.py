@@ -23,9 +23,10 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.numerics.powers import log_of_rest
-from globalres_jax.numerics.sums import blockwise_sum, product
+from globalres_jax.numerics.sums import blockwise_sum, contract, product
 from globalres_jax.transport.derivatives import with_derivatives
 from globalres_jax.transport.layer_curvature import LayerCurvature
+from globalres_jax.transport.layer_drafts import LayerDrafts
 from globalres_jax.transport.newton import ProjectedNewton
 from globalres_jax.transport.pools import log_ratio
 from globalres_jax.transport.quadrature import (
@@ -44,7 +45,6 @@ _RATIOS = np.linspace(-5.0, 0.0, 21)
 #: Start: see `newton.start_weights`.
 _OVERLOAD = 1.1
 _LARGEST_LOG_SHARE = -1e-6
-_TINY = 1e-30
 
 
 class LayerRace(NamedTuple):
@@ -52,20 +52,25 @@ class LayerRace(NamedTuple):
 
     Attributes:
       p: [m k] target t of each slot; zero where q is.
-      q: [m k] draft probability of each slot, given its node.
-      counts: [m] n_v, drafts of each node, in the dtype of `p`; zeros are allowed.
+      drafts: a sample of each node.
+      counts: [m] n_v, samples of each node, in the dtype of `p`; zeros are allowed.
       missing: [] 1 - sum(p), target probability that no draft can serve.
     """
 
     p: Array
-    q: Array
+    drafts: LayerDrafts
     counts: Array
     missing: Array
 
     @property
+    def q(self) -> Array:
+        """[m k] mean law of a draft, given its node."""
+        return self.drafts.q.reshape(-1)
+
+    @property
     def num_drafts(self) -> Array:
         """Drafts of all nodes: []."""
-        return jnp.sum(self.counts)
+        return self.drafts.size * jnp.sum(self.counts)
 
     @property
     def excess(self) -> Array:
@@ -75,52 +80,50 @@ class LayerRace(NamedTuple):
     def pick_law(self, weights: Array) -> Array:
         """beta [m k] for `weights [m k]`, on the fine grid."""
         nodes, measure = quadrature(weights.dtype)
-        survive, fallen = self._survival(weights, nodes)
-        scale = self.counts[None] * measure[:, None] * self._others(fallen)
-        share = jnp.einsum("sv,vsx->vx", scale, survive, precision="highest")
-        return self.q * weights * share.reshape(-1)
+        rings = self.drafts.rings(self._by_node(weights), nodes)
+        scale = self.counts[None] * measure[:, None] * self._others(rings.fallen)
+        return (rings.scale * contract("sv,vsx->vx", scale, rings.rows)).reshape(-1)
 
     def curvature(self, weights: Array) -> LayerCurvature:
         """Pick law and Hessian of the dual for `weights [m k]`, on the coarse grid.
 
-        As for i.i.d. drafts the row sums of the Hessian are exact, and all entries off
-        its diagonal negative, whatever the nodes: it is positive semidefinite.
+        Drafts of one sample are taken to be independent, which is exact for single
+        drafts and else steers well enough. The row sums of the Hessian are exact, and
+        all entries off its diagonal negative, whatever the nodes: it is positive
+        semidefinite.
         """
         n = self.counts
         nodes, measure = quadrature(weights.dtype, "coarse")
-        survive, fallen = self._survival(weights, nodes)
-        scale = n[None] * measure[:, None] * self._others(fallen)
+        rings = self.drafts.rings(self._by_node(weights), nodes)
+        scale = n[None] * measure[:, None] * self._others(rings.fallen)
         both = jnp.stack([scale, scale * nodes[:, None]])
-        first, second = jnp.einsum("isv,vsx->ivx", both, survive, precision="highest")
-        token_scale = self._by_node(self.q * weights)
+        first, second = contract("isv,vsx->ivx", both, rings.rows)
 
         some = slice(None, None, _STRIDE)
         spacing = (_STRIDE * measure * nodes)[some]
-        survive = survive[:, some]
-        log_phi = log_of_rest(fallen[some])
+        rows, log_phi = rings.rows[:, some], log_of_rest(rings.fallen[some])
         # prod_u phi_u^n_u / (phi_v phi_v') is one of these for v, one for v'.
         half = jnp.exp(0.5 * product(log_phi, n)[:, None] - log_phi)
         half = jnp.where(n[None] > 0, np.sqrt(spacing)[:, None] * half, 0)
-        together, alone = n[None] * half, jnp.sqrt(n)[None] * half
-        reach = jnp.einsum("vsx,vx->sv", survive, token_scale, precision="highest")
+        together, alone = n[None] * half, jnp.sqrt(n / self.drafts.size)[None] * half
+        reach = contract("vsx,vx->sv", rows, rings.scale)
         coupled = product(together * reach, 1 - jnp.eye(len(n), dtype=n.dtype))
-        own = jnp.maximum(n - 1, 0)[None] * half * reach
-        rows = together * (coupled + own)
-        others = jnp.einsum("sv,vsx->vx", rows, survive, precision="highest")
+        own = jnp.maximum(n - 1 / self.drafts.size, 0)[None] * half * reach
+        others = contract("sv,vsx->vx", together * (coupled + own), rows)
         return LayerCurvature(
-            pick=(token_scale * first).reshape(-1),
-            diagonal=(token_scale * (second + others)).reshape(-1),
-            survive=survive,
+            pick=(rings.scale * first).reshape(-1),
+            diagonal=(rings.scale * (second + others)).reshape(-1),
+            rows=rows,
             together=together,
             alone=alone,
-            token_scale=token_scale,
+            scale=rings.scale,
         )
 
     def dual_objective(self, log_weights: Array) -> Array:
         """Phi(a) of the race dual; its gradient is `pick_law - p`."""
         nodes, measure = quadrature(log_weights.dtype)
         weights = jnp.where(self.q > 0, jnp.exp(log_weights), 0)
-        _, fallen = self._survival(weights, nodes)
+        fallen = self.drafts.rings(self._by_node(weights), nodes).fallen
         survived = product(log_of_rest(fallen), self.counts)
         integral = jnp.sum(measure / nodes * -jnp.expm1(survived))
         return integral - jnp.sum(jnp.where(self.p > 0, self.p * log_weights, 0))
@@ -137,18 +140,18 @@ class LayerRace(NamedTuple):
         H, of those that are slot (v, x) the share t q_v(H) / (n_v q_v(x) Q(H)) must be
         picked. All drafts of node u together have weight t_u(H) / (Q(H) - t(H)).
         """
-        ratio = log_ratio(self.p, self._slots(self.counts) * self.q)
+        number = self.counts * self.drafts.size
+        ratio = log_ratio(self.p, self._slots(number) * self.q)
         thresholds = jnp.asarray(_RATIOS, ratio.dtype)
-        excess, inside_q = self._excess_below(ratio, thresholds)
+        excess, escape = self._excess_below(ratio, thresholds)
         best = jnp.argmax(excess)
         least = jnp.maximum(excess[best], np.exp(-0.5 * LOG_WEIGHT_BOUND))
         inside = ratio < thresholds[best]
         needed = jnp.sum(self._by_node(jnp.where(inside, self.p, 0)), axis=1)
         total = jnp.sum(needed)
-        others = total - needed / jnp.maximum(self.counts, 1)
+        others = total - needed / jnp.maximum(number, 1)
         others = jnp.log1p(_OVERLOAD * jnp.maximum(others, 0) / least)
-        chance = jnp.log(jnp.maximum(inside_q[best], _TINY))
-        chance = chance - jnp.log(total + least)
+        chance = log_of_rest(escape[best]) / self.drafts.size - jnp.log(total + least)
         share = jnp.minimum(ratio + self._slots(chance), _LARGEST_LOG_SHARE)
         field = self._slots(others) + share - jnp.log(-jnp.expm1(share))
         field = jnp.clip(field, LOG_WEIGHT_FLOOR, LOG_WEIGHT_BOUND)
@@ -163,13 +166,6 @@ class LayerRace(NamedTuple):
         """[m] to [m k]: the same for all slots of a node."""
         return jnp.repeat(values, self.p.shape[0] // values.shape[0])
 
-    def _survival(self, weights: Array, nodes: np.ndarray) -> tuple[Array, Array]:
-        """exp(-t w) [m, S, k], and 1 - phi [S, m] from small numbers."""
-        weights, q = self._by_node(weights), self._by_node(self.q)
-        survive = jnp.exp(-nodes[None, :, None] * weights[:, None, :])
-        fallen = jnp.einsum("vsx,vx->sv", 1 - survive, q, precision="highest")
-        return survive, fallen
-
     def _others(self, fallen: Array) -> Array:
         """prod_u phi_u^n_u / phi_v, [S, m]: that no draft but one of node v has rung.
 
@@ -180,14 +176,16 @@ class LayerRace(NamedTuple):
         return jnp.where(self.counts[None] > 0, survived, 0)
 
     def _excess_below(self, keys: Array, thresholds: Array) -> tuple[Array, Array]:
-        """Q(H) - p(H) [j], and q_v(H) [j, m], of the sets H of `keys [m k]` below."""
+        """Q(H) - p(H) [j], and 1 - q_v(H) [j, m], of the sets H of `keys [m k]` below.
+
+        Here q_v(H) is of one sample.
+        """
         outside = keys[None] >= thresholds[:, None]
+        beyond = jnp.sum(jnp.where(outside, self.p[None], 0), axis=1)
         outside = outside.reshape(len(thresholds), len(self.counts), -1)
-        p, q = self._by_node(self.p), self._by_node(self.q)
-        beyond_q = jnp.sum(jnp.where(outside, q[None], 0), axis=2)
-        beyond_p = jnp.sum(jnp.where(outside, p[None], 0), axis=(1, 2))
-        within = product(log_of_rest(beyond_q), self.counts)
-        return self.missing + beyond_p + jnp.expm1(within), 1 - beyond_q
+        escape = self.drafts.escape(outside)
+        within = product(log_of_rest(escape), self.counts)
+        return self.missing + beyond + jnp.expm1(within), escape
 
 
 class LayerSolution(NamedTuple):
@@ -209,31 +207,33 @@ class LayerSolution(NamedTuple):
 
 
 def solve_layer(
-    target: Array, q: Array, counts: Array, solver: ProjectedNewton
+    target: Array, drafts: LayerDrafts, counts: Array, solver: ProjectedNewton
 ) -> LayerSolution:
     """The race of a layer, solved; lossless however far the solver came.
 
     Args:
       target: [m, k] t, of all slots together at most 1.
-      q: [m, k] law of one draft of each node; the drafts are independent.
-      counts: [m] integer, drafts of each node; 0 for a node that has none.
+      drafts: a sample of each node; all samples are independent.
+      counts: [m] integer, samples of each node; 0 for a node that has none.
       solver: `ProjectedNewton(...)`.
     """
-    counts = counts.astype(target.dtype)
-    served = (q > 0) & (counts > 0)[:, None]
-    target, q = jnp.where(served, target, 0), jnp.where(served, q, 0)
+    served = (drafts.q > 0) & (counts > 0)[:, None]
+    target = jnp.where(served, target, 0)
     missing = 1 - blockwise_sum(target.reshape(-1))
 
     def one_draft() -> LayerSolution:
         # It is picked for sure: no slot stands for no draft.
-        gap = jnp.zeros((), target.dtype)
-        return LayerSolution(jnp.ones_like(q), q, gap, gap, jnp.zeros((), jnp.int32))
+        zero = jnp.zeros((), target.dtype)
+        pick = jnp.where(served, drafts.q, 0)
+        weights, none = jnp.ones_like(target), jnp.zeros((), jnp.int32)
+        return LayerSolution(weights, pick, zero, zero, none)
 
     def several() -> LayerSolution:
-        race = LayerRace(target.reshape(-1), q.reshape(-1), counts, missing)
+        number = counts.astype(target.dtype)
+        race = LayerRace(target.reshape(-1), drafts, number, missing)
         return _raced(race, solver)
 
-    return jax.lax.cond(jnp.sum(counts) > 1, several, one_draft)
+    return jax.lax.cond(drafts.size * jnp.sum(counts) > 1, several, one_draft)
 
 
 def _raced(race: LayerRace, solver: ProjectedNewton) -> LayerSolution:

@@ -29,12 +29,17 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, TargetRows, TreeDecision, Walk
-from globalres_jax.draft_laws import IID
+from globalres_jax.draft_laws import IID, DraftLaw
 from globalres_jax.numerics import categorical
 from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.transport.layer_drafts import (
+    LayerDrafts,
+    SingleDrafts,
+    sampled_sets,
+)
 from globalres_jax.transport.layer_race import LayerSolution, solve_layer
 from globalres_jax.transport.newton import ProjectedNewton
-from globalres_jax.tree import TokenTree
+from globalres_jax.tree import SiblingGroup, TokenTree
 from globalres_jax.tree_verifiers.layers import (
     Layers,
     Residuals,
@@ -92,12 +97,20 @@ class LayerResolution:
     reads_rows = True
 
     def check(self, tree: TokenTree, laws: tuple) -> None:
-        """TypeError unless all drafts are independent draws."""
-        del tree
-        for law in laws:
-            if not isinstance(law, IID):
+        """TypeError for a level whose nodes have different laws, if not all are IID."""
+        if all(isinstance(law, IID) for law in laws):
+            return
+        for level in range(tree.depth):
+            kinds = {
+                f"{law.num_drafts} by {type(law).__name__}"
+                for group, law in zip(tree.groups, laws, strict=True)
+                if group.level == level
+            }
+            if len(kinds) > 1:
                 raise TypeError(
-                    f"law: LayerResolution serves IID drafts, got {type(law).__name__}"
+                    "law: LayerResolution needs IID drafts, or the same law and "
+                    f"number of drafts at all nodes of a level that have any; level "
+                    f"{level} has {' and '.join(sorted(kinds))}"
                 )
 
     def law(
@@ -107,7 +120,7 @@ class LayerResolution:
         if tree.depth == 0:
             return TreeDecision(jnp.ones(1, p.dtype), p)
         held = support(tree, laws, p.dtype)
-        flow = self._flow(tree, tokens, p, held)
+        flow = self._flow(tree, tokens, p, laws, held)
         stop = flow.stop
         missed = jnp.cumprod((1 - stop)[::-1])[::-1]
         reach = jnp.append(missed[1:], 1) * stop
@@ -126,7 +139,7 @@ class LayerResolution:
             token = categorical.draw(numbers[-1], p[jnp.zeros((), jnp.int32)])
             return Walk(jnp.zeros(0, jnp.int32), jnp.zeros((), jnp.int32), token)
         held = support(tree, laws, p.dtype)
-        flow = self._flow(tree, tokens, p, held)
+        flow = self._flow(tree, tokens, p, laws, held)
         plan, levels = layout(tree), jnp.arange(tree.depth + 1, dtype=jnp.int32)
         level = jnp.max(jnp.where(numbers[:-2, 0] < flow.stop, levels, 0))
         place = categorical.draw(numbers[-2], flow.left[level])
@@ -145,39 +158,61 @@ class LayerResolution:
         if tree.depth == 0:
             return jnp.zeros((), p.dtype)
         held = support(tree, laws, p.dtype)
-        return jnp.sum(self._flow(tree, tokens, p, held).expected)
+        return jnp.sum(self._flow(tree, tokens, p, laws, held).expected)
 
     def _flow(
-        self, tree: TokenTree, tokens: Array, p: TargetRows, laws: Support
+        self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple, held: Support
     ) -> _Flow:
         """Forward through the layers."""
-        drafted = layers(tree, tokens, p, laws)
-        inner = drafted.counts.shape[1]
-        solver = ProjectedNewton(maxiter=self.maxiter, tol=self.tol)
-
-        def descend(weight: Array, layer: Layers):
-            own = weight[:inner]
-            target = own[:, None] * layer.p
-            solution = solve_layer(target, layer.q, layer.counts, solver)
-            rest = jnp.maximum(target - solution.pick, 0)
-            kept = own * layer.beyond + blockwise_sum(rest)
-            left = weight.at[:inner].set(kept)
-            expected = jnp.sum(jnp.minimum(solution.pick, target))
-            return self._next(layer, target, solution), (
-                weight,
-                left,
-                rest,
-                expected,
-            )
-
+        drafted = layers(tree, tokens, p, held)
         start = jnp.zeros(layout(tree).nodes.shape[1], p.dtype).at[0].set(1)
-        last, (weight, left, rest, expected) = jax.lax.scan(descend, start, drafted)
-        return _Flow(
-            jnp.concatenate([weight, last[None]]),
-            jnp.concatenate([left, last[None]]),
-            rest,
-            expected,
+        if all(law.joins for law in laws):
+
+            def descend(weight: Array, layer: Layers):
+                return self._descend(layer, SingleDrafts(layer.q), weight)
+
+            last, flow = jax.lax.scan(descend, start, drafted)
+        else:
+            last, levels = start, []
+            for group, law in zip(tree.groups, laws, strict=True):
+                layer = jax.tree.map(lambda x, at=group.level: x[at], drafted)
+                last, found = self._descend_by(group, law, layer, last)
+                levels.append(found)
+            flow = jax.tree.map(lambda *x: jnp.stack(x), *levels)
+        return flow._replace(
+            weight=jnp.concatenate([flow.weight, last[None]]),
+            left=jnp.concatenate([flow.left, last[None]]),
         )
+
+    def _descend(
+        self, layer: Layers, drafts: LayerDrafts, weight: Array
+    ) -> tuple[Array, _Flow]:
+        """Weights [W] of the next layer, and this layer's part of the flow."""
+        own = weight[: len(layer.counts)]
+        target = own[:, None] * layer.p
+        solver = ProjectedNewton(maxiter=self.maxiter, tol=self.tol)
+        solution = solve_layer(target, drafts, layer.counts, solver)
+        rest = jnp.maximum(target - solution.pick, 0)
+        kept = own * layer.beyond + blockwise_sum(rest)
+        left = weight.at[: len(own)].set(kept)
+        expected = jnp.sum(jnp.minimum(solution.pick, target))
+        flow = _Flow(weight, left, rest, expected)
+        return self._next(layer, target, solution), flow
+
+    def _descend_by(
+        self, group: SiblingGroup, law: DraftLaw, layer: Layers, weight: Array
+    ) -> tuple[Array, _Flow]:
+        """`_descend` where all nodes of a level that have drafts have the same law."""
+        most, (count, size) = layer.p.shape, (len(group.nodes), law.first.shape[-1])
+        own = layer._replace(
+            # Equal nodes have a sample each.
+            counts=layer.counts[:count] // group.num_children,
+            p=layer.p[:count, :size],
+            beyond=layer.beyond[:count],
+        )
+        last, flow = self._descend(own, sampled_sets(law, size), weight)
+        beyond = [(0, m - n) for m, n in zip(most, (count, size), strict=True)]
+        return last, flow._replace(rest=jnp.pad(flow.rest, beyond))
 
     def _next(self, layer: Layers, target: Array, solution: LayerSolution) -> Array:
         """w of the next layer's nodes [W], from the drafts that were drawn."""

@@ -46,7 +46,7 @@ class Layers(NamedTuple):
     Attributes:
       counts: [D, M] drafts of each; 0 for nodes that another one stands for.
       p: [D, M, k] target probability of the tokens of each node's law.
-      q: [D, M, k] law of one draft.
+      q: [D, M, k] law of its first draft.
       beyond: [D, M] target probability of all other tokens.
       parent: [D, W] of each draft the place, among the M, of what it is a draft of.
       slot: [D, W] its place among the k tokens of the law.
@@ -70,7 +70,7 @@ class Support(NamedTuple):
     Attributes:
       order: [I] the nodes; static.
       tokens: [I, k] the tokens of each law; -1 in places beyond.
-      q: [I, k] law of one draft.
+      q: [I, k] law of the first draft.
     """
 
     order: np.ndarray
@@ -114,17 +114,18 @@ def representatives(tree: TokenTree, same: Array) -> Array:
 
 def support(tree: TokenTree, laws: tuple, dtype) -> Support:
     """The laws of all inner nodes as one array, filled up to the largest of them."""
-    most = max(law.token_probs.shape[-1] for law in laws)
+    first = [jax.vmap(lambda one: one.first)(law).astype(dtype) for law in laws]
+    most = max(probs.shape[1] for probs in first)
     tokens, q = [], []
-    for law in laws:
+    for law, probs in zip(laws, first, strict=True):
         held = law.tokens
         if held is None:
             held = jnp.broadcast_to(
-                jnp.arange(law.vocab_size, dtype=jnp.int32), law.token_probs.shape
+                jnp.arange(law.vocab_size, dtype=jnp.int32)[None], probs.shape
             )
         beyond = ((0, 0), (0, most - held.shape[1]))
         tokens.append(jnp.pad(held, beyond, constant_values=-1))
-        q.append(jnp.pad(law.token_probs.astype(dtype), beyond))
+        q.append(jnp.pad(probs, beyond))
     order = np.concatenate([group.nodes for group in tree.groups])
     return Support(order, jnp.concatenate(tokens), jnp.concatenate(q))
 

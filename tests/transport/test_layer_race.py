@@ -10,6 +10,7 @@ import pytest
 import globalres_jax as gr
 from globalres_jax.transport.hessian import solve_identity_minus
 from globalres_jax.transport.layer_curvature import LayerCurvature
+from globalres_jax.transport.layer_drafts import SingleDrafts
 from globalres_jax.transport.layer_race import LayerRace, solve_layer
 from globalres_jax.transport.race import acceptance_gap
 
@@ -35,8 +36,8 @@ def problem(seed, dtype, counts=(2, 0, 1)):
 def race_and_weights(seed, dtype, counts=(2, 0, 1), most=20.0):
     target, q, counts = problem(seed, dtype, counts)
     alive = (counts > 0)[:, None]
-    target, q = (jnp.where(alive, x, 0).reshape(-1) for x in (target, q))
-    race = LayerRace(target, q, counts.astype(dtype), 1 - target.sum())
+    target = jnp.where(alive, target, 0).reshape(-1)
+    race = LayerRace(target, SingleDrafts(q), counts.astype(dtype), 1 - target.sum())
     rng = np.random.default_rng(seed)
     log_weights = jnp.asarray(rng.uniform(-8, most, target.shape), dtype)
     return race, log_weights
@@ -90,10 +91,10 @@ def test_nodes_are_eliminated_one_by_one(float64):
     curve = LayerCurvature(
         pick=jnp.zeros(parts * size),
         diagonal=jnp.zeros(parts * size),
-        survive=jnp.asarray(rng.uniform(0, 1, (parts, nodes, size))),
+        rows=jnp.asarray(rng.uniform(0, 1, (parts, nodes, size))),
         together=jnp.asarray(counts * half),
         alone=jnp.asarray(np.sqrt(counts) * half),
-        token_scale=jnp.asarray(rng.uniform(0, 0.3, (parts, size))),
+        scale=jnp.asarray(rng.uniform(0, 0.3, (parts, size))),
     )
     root, right = jnp.asarray(rng.uniform(0, 1, (2, parts * size)))
     exact = solve_identity_minus(curve.coupling(root), right)
@@ -105,11 +106,11 @@ def test_solutions_are_optimal(float64):
     solver = gr.ProjectedNewton(maxiter=40, tol=1e-8)
     for seed in range(6):
         target, q, counts = problem(seed, jnp.float64)
-        solution = _solve(target, q, counts, solver)
+        solution = _solve(target, SingleDrafts(q), counts, solver)
         assert -1e-9 < float(solution.gap) <= 1e-8
         assert float(solution.reject) == 1
     target, q, counts = problem(0, jnp.float64, (0, 0, 1))
-    solution = _solve(target, q, counts, solver)
+    solution = _solve(target, SingleDrafts(q), counts, solver)
     assert float(solution.reject) == 0
     np.testing.assert_array_equal(solution.pick, np.asarray(q) * [[0], [0], [1]])
 
@@ -129,7 +130,9 @@ def test_the_optimum_is_differentiable(float64):
 
     @jax.jit
     def accepted(target):
-        return jnp.minimum(solve_layer(target, q, counts, solver).pick, target).sum()
+        return jnp.minimum(
+            solve_layer(target, SingleDrafts(q), counts, solver).pick, target
+        ).sum()
 
     slope = jax.grad(accepted)(target)
     rng = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import chisquare
 
 import globalres_jax as gr
+from globalres_jax.draft_laws import likeliest
 from globalres_jax.testing import expected_length, joint_law, random_tables, step_law
 from globalres_jax.tree_verifiers import Block, LayerResolution, expected_accepted
 from globalres_jax.tree_verifiers import layer as layer_module
@@ -20,10 +21,11 @@ SOLVED = LayerResolution(maxiter=30, tol=1e-9)
 
 
 def drafts(tables, make):
-    """The laws after every text of a level, by `make(q, num_drafts)`."""
+    """The laws after every text of a level, by `make(q, n)`, or one for each level."""
 
     def draft(level, num_drafts):
-        each = jax.jit(jax.vmap(lambda q: make(q, num_drafts)))
+        of = make[level] if isinstance(make, tuple) else make
+        each = jax.jit(jax.vmap(lambda q: of(q, num_drafts)))
         return each(jnp.asarray(tables[level]))
 
     return draft
@@ -63,6 +65,22 @@ def test_it_has_whatever_the_solver_did(iterations, float64):
 )
 def test_other_shapes_have_it_too(tree, float64):
     assert deviation(SOLVED, tree) <= 1e-9
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        gr.WithoutReplacement,
+        pytest.param(gr.TopPlusSample, marks=pytest.mark.sweep),
+        pytest.param(likeliest, marks=pytest.mark.sweep),
+        pytest.param(
+            (gr.IID, gr.WithoutReplacement), marks=pytest.mark.sweep, id="mixed"
+        ),
+    ],
+)
+def test_drafts_of_other_laws(make, float64):
+    """Siblings that depend on each other are one sample of the race."""
+    assert deviation(SOLVED, gr.tree.branching((2, 2)), make) <= 1e-9
 
 
 # Expected accepted drafts of two paths of two tokens, exact, by a slow program of its
@@ -159,9 +177,9 @@ class RowOfTheParent(LayerResolution):
 class RealisedWeights(LayerResolution):
     """Mutant: what the drawn drafts got is taken away, not what they get on average."""
 
-    def _flow(self, tree, tokens, p, laws):
-        flow = super()._flow(tree, tokens, p, laws)
-        drafted = layer_module.layers(tree, tokens, p, laws)
+    def _flow(self, tree, tokens, p, laws, held):
+        flow = super()._flow(tree, tokens, p, laws, held)
+        drafted = layer_module.layers(tree, tokens, p, held)
         own = flow.weight[:-1, : drafted.p.shape[1]]
         level = jnp.arange(tree.depth)[:, None]
         taken = jnp.zeros_like(flow.rest)
@@ -227,9 +245,12 @@ def test_expected_accepted_of_any_rule(float64):
     assert float(found) == pytest.approx(float(stop @ np.arange(4.0)))
 
 
-def test_other_laws_are_refused():
-    with pytest.raises(TypeError, match="law: LayerResolution serves IID drafts, got"):
-        gr.SpeculativeConfig(law=gr.WithoutReplacement, verifier=LayerResolution())
+def test_levels_of_unequal_families_are_refused():
+    match = "level 1 has 1 by WithoutReplacement and 2 by WithoutReplacement"
+    with pytest.raises(TypeError, match=match):
+        gr.SpeculativeConfig(
+            tree=RAGGED, law=gr.WithoutReplacement, verifier=LayerResolution()
+        )
 
 
 @pytest.mark.sweep
