@@ -98,15 +98,16 @@ class SampledSets(NamedTuple):
     def rings(self, weights: Array, nodes: np.ndarray) -> Rings:
         """By the law's moments."""
         survive = jnp.exp(-nodes[None, :, None] * weights[:, None, :])
-        moments = self._moments(survive)
+        moments = self.moments(survive)
         return Rings(1 - moments.value.T, moments.mean, weights)
 
     def escape(self, outside: Array) -> Array:
         """What outside rings at once, and nothing else ever does."""
         survive = jnp.where(outside, 0, 1).astype(self.q.dtype).swapaxes(0, 1)
-        return 1 - self._moments(survive).value.T
+        return 1 - self.moments(survive).value.T
 
-    def _moments(self, survive: Array) -> Moments:
+    def moments(self, survive: Array) -> Moments:
+        """Of each node's law, at `survive [m, S, k]`."""
         return jax.vmap(lambda law, e: law.moments(e))(self.law, survive)
 
 

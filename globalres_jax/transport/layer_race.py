@@ -17,24 +17,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.numerics.powers import log_of_rest
-from globalres_jax.numerics.sums import blockwise_sum, contract, product
-from globalres_jax.transport.derivatives import with_derivatives
+from globalres_jax.numerics.sums import contract, product
 from globalres_jax.transport.layer_curvature import LayerCurvature
 from globalres_jax.transport.layer_drafts import LayerDrafts
-from globalres_jax.transport.newton import ProjectedNewton
 from globalres_jax.transport.pools import log_ratio
 from globalres_jax.transport.quadrature import (
     LOG_WEIGHT_BOUND,
     LOG_WEIGHT_FLOOR,
     quadrature,
 )
-from globalres_jax.transport.race import acceptance_gap, race_weights
 
 #: The Hessian is integrated on every second node of the coarse grid.
 _STRIDE = 2
@@ -87,10 +83,9 @@ class LayerRace(NamedTuple):
     def curvature(self, weights: Array) -> LayerCurvature:
         """Pick law and Hessian of the dual for `weights [m k]`, on the coarse grid.
 
-        Drafts of one sample are taken to be independent, which is exact for single
-        drafts and else steers well enough. The row sums of the Hessian are exact, and
-        all entries off its diagonal negative, whatever the nodes: it is positive
-        semidefinite.
+        Of single drafts. As for one node the row sums of the Hessian are exact, and
+        all entries off its diagonal negative, whatever the nodes of the grid: it is
+        positive semidefinite.
         """
         n = self.counts
         nodes, measure = quadrature(weights.dtype, "coarse")
@@ -105,10 +100,10 @@ class LayerRace(NamedTuple):
         # prod_u phi_u^n_u / (phi_v phi_v') is one of these for v, one for v'.
         half = jnp.exp(0.5 * product(log_phi, n)[:, None] - log_phi)
         half = jnp.where(n[None] > 0, np.sqrt(spacing)[:, None] * half, 0)
-        together, alone = n[None] * half, jnp.sqrt(n / self.drafts.size)[None] * half
+        together, alone = n[None] * half, jnp.sqrt(n)[None] * half
         reach = contract("vsx,vx->sv", rows, rings.scale)
         coupled = product(together * reach, 1 - jnp.eye(len(n), dtype=n.dtype))
-        own = jnp.maximum(n - 1 / self.drafts.size, 0)[None] * half * reach
+        own = jnp.maximum(n - 1, 0)[None] * half * reach
         others = contract("sv,vsx->vx", together * (coupled + own), rows)
         return LayerCurvature(
             pick=(rings.scale * first).reshape(-1),
@@ -186,68 +181,3 @@ class LayerRace(NamedTuple):
         escape = self.drafts.escape(outside)
         within = product(log_of_rest(escape), self.counts)
         return self.missing + beyond + jnp.expm1(within), escape
-
-
-class LayerSolution(NamedTuple):
-    """Weights of a layer's race, and what they do.
-
-    Attributes:
-      weights: [m, k] of each slot.
-      pick: [m, k] beta, the probability that each slot is picked.
-      reject: [] weight of the slot that stands for no draft.
-      gap: [] how far from optimal, at most.
-      iterations: [] of the solver.
-    """
-
-    weights: Array
-    pick: Array
-    reject: Array
-    gap: Array
-    iterations: Array
-
-
-def solve_layer(
-    target: Array, drafts: LayerDrafts, counts: Array, solver: ProjectedNewton
-) -> LayerSolution:
-    """The race of a layer, solved; lossless however far the solver came.
-
-    Args:
-      target: [m, k] t, of all slots together at most 1.
-      drafts: a sample of each node; all samples are independent.
-      counts: [m] integer, samples of each node; 0 for a node that has none.
-      solver: `ProjectedNewton(...)`.
-    """
-    served = (drafts.q > 0) & (counts > 0)[:, None]
-    target = jnp.where(served, target, 0)
-    missing = 1 - blockwise_sum(target.reshape(-1))
-
-    def one_draft() -> LayerSolution:
-        # It is picked for sure: no slot stands for no draft.
-        zero = jnp.zeros((), target.dtype)
-        pick = jnp.where(served, drafts.q, 0)
-        weights, none = jnp.ones_like(target), jnp.zeros((), jnp.int32)
-        return LayerSolution(weights, pick, zero, zero, none)
-
-    def several() -> LayerSolution:
-        number = counts.astype(target.dtype)
-        race = LayerRace(target.reshape(-1), drafts, number, missing)
-        return _raced(race, solver)
-
-    return jax.lax.cond(drafts.size * jnp.sum(counts) > 1, several, one_draft)
-
-
-def _raced(race: LayerRace, solver: ProjectedNewton) -> LayerSolution:
-    """By iterations, with derivatives."""
-    known = jax.lax.stop_gradient(race)
-    log_weights, state = solver.run(known.start_weights(), known)
-    pick = known.pick_law(race_weights(known, log_weights))
-    gap = acceptance_gap(known, log_weights, pick)
-    weights, pick = with_derivatives(race, log_weights, pick)
-    shape = len(race.counts), -1
-    return LayerSolution(
-        weights.reshape(shape),
-        pick.reshape(shape),
-        jnp.ones((), pick.dtype),
-        gap,
-        jnp.asarray(state.iter_num, jnp.int32),
-    )

@@ -37,7 +37,7 @@ from globalres_jax.transport.layer_drafts import (
     SingleDrafts,
     sampled_sets,
 )
-from globalres_jax.transport.layer_race import LayerSolution, solve_layer
+from globalres_jax.transport.layer_plan import LayerSolution, solve_layer
 from globalres_jax.transport.newton import ProjectedNewton
 from globalres_jax.tree import SiblingGroup, TokenTree
 from globalres_jax.tree_verifiers.layers import (

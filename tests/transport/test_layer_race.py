@@ -11,7 +11,8 @@ import globalres_jax as gr
 from globalres_jax.transport.hessian import solve_identity_minus
 from globalres_jax.transport.layer_curvature import LayerCurvature
 from globalres_jax.transport.layer_drafts import SingleDrafts
-from globalres_jax.transport.layer_race import LayerRace, solve_layer
+from globalres_jax.transport.layer_plan import solve_layer
+from globalres_jax.transport.layer_race import LayerRace
 from globalres_jax.transport.race import acceptance_gap
 
 SIZE = 3

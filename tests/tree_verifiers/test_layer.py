@@ -167,6 +167,14 @@ def test_one_level_is_the_optimal_rule_for_one_position(float64):
         assert float(length) == pytest.approx(float(best), abs=1e-7)
 
 
+def test_expected_length_without_replacement(float64):
+    """Two different children of every node; of a slow program, too."""
+    p, q = similar_tables(0)
+    tree = gr.tree.branching((2, 2))
+    found = expected_length(SOLVED, tree, p, drafts(q, gr.WithoutReplacement))
+    assert float(found) == pytest.approx(1.9841731, abs=2e-6)
+
+
 class RowOfTheParent(LayerResolution):
     """Mutant: a token is verified against the row before it."""
 

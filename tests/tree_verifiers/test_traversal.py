@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_layer import RAGGED, deviation, drafted, iid, similar_tables
+from test_layer import RAGGED, deviation, drafted, drafts, iid, similar_tables
 
 import globalres_jax as gr
 from globalres_jax.testing import expected_length
@@ -42,6 +42,14 @@ def test_expected_lengths_are_those_of_a_slow_program(float64):
         p, q = similar_tables(seed)
         found = float(expected_length(Traversal(), gr.paths(2, 2), p, iid(q)))
         assert found == pytest.approx(length, abs=1e-6)
+
+
+def test_expected_lengths_without_replacement(float64):
+    for seed, length in enumerate((1.6154087, 1.9007694, 1.8731077)):
+        p, q = similar_tables(seed)
+        law = drafts(q, gr.WithoutReplacement)
+        found = expected_length(Traversal(), gr.tree.branching((2, 2)), p, law)
+        assert float(found) == pytest.approx(length, abs=1e-6)
 
 
 def test_one_path_is_block_verification(float64):
