@@ -13,10 +13,10 @@ node, R_v = w_v p_v - e_v, decides where the step ends, from the deepest layer u
     r = sum of R over the layer,   f = 1 - sum of w
     stop here with probability r / (r + f), always at the root: (v, x) from R / r
 
-and the path to v is emitted, then x. That is lossless for every weight of the race:
-w_v is the chance to come to v from below or to stop there, if nothing below the layer
-of v is known. The expected number of accepted drafts is the sum of all e. One path is
-block verification, and a tree of depth 1 the optimal rule for one position.
+and the path to v is emitted, then x. That is lossless for every weight of the race: the
+solver decides only how much is accepted. The expected number of accepted drafts is the
+sum of all e. One path is block verification, and a tree of depth 1 the optimal rule for
+one position.
 """
 
 from __future__ import annotations
