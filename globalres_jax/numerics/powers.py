@@ -12,13 +12,14 @@ def power_of_rest(lacking: Array, exponent: int | Array) -> Array:
 
     Raising 1 - lacking itself would multiply its rounding error by the exponent.
     """
-    return jnp.exp(exponent * _log_rest(lacking))
+    return jnp.exp(exponent * log_of_rest(lacking))
 
 
 def one_minus_power(lacking: Array, exponent: int | Array) -> Array:
     """`1 - (1 - lacking) ** exponent`, exact to rounding for small `lacking`."""
-    return -jnp.expm1(exponent * _log_rest(lacking))
+    return -jnp.expm1(exponent * log_of_rest(lacking))
 
 
-def _log_rest(lacking: Array) -> Array:
+def log_of_rest(lacking: Array) -> Array:
+    """`log(1 - lacking)`, finite also where nothing is left."""
     return jnp.log1p(-jnp.minimum(lacking, 1 - jnp.finfo(lacking.dtype).eps))

@@ -33,6 +33,11 @@ def product(left: Array, right: Array) -> Array:
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
+def contract(subscripts: str, left: Array, right: Array) -> Array:
+    """`product` along the axes that an `einsum` names."""
+    return jnp.einsum(subscripts, left, right, precision=jax.lax.Precision.HIGHEST)
+
+
 def running_sums(rows: Array) -> Array:
     """Sums of `rows [..., R, C]`, read row by row, up to each place.
 

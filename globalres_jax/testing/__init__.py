@@ -13,7 +13,12 @@ from globalres_jax.testing.positions import (
     linear_program,
     output_law,
 )
-from globalres_jax.testing.steps import joint_law, random_tables, step_law
+from globalres_jax.testing.steps import (
+    expected_length,
+    joint_law,
+    random_tables,
+    step_law,
+)
 
 __all__ = [
     "CountingCache",
@@ -22,6 +27,7 @@ __all__ = [
     "draft_tuples",
     "enumerate_decisions",
     "enumerate_outcomes",
+    "expected_length",
     "joint_law",
     "linear_program",
     "markov_model",

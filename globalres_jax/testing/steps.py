@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,23 +50,57 @@ def step_law(
     Returns:
       [V^(D + 1)].
     """
+    drawn = _enumerated(rule, tree, target, draft)
+    return _law_of_texts(tuple(map(jnp.asarray, target)), drawn, tree=tree)
+
+
+def expected_length(
+    rule: TreeVerifier,
+    tree: TokenTree,
+    target: Sequence[Array],
+    draft: Callable[[int, int], object],
+) -> Array:
+    """Mean number of drafts that one step accepts, over all trees: [].
+
+    For the arguments see `step_law`.
+    """
+    drawn = _enumerated(rule, tree, target, draft)
+    return drawn.chance @ (drawn.stop @ jnp.asarray(tree.depths, drawn.stop.dtype))
+
+
+class _Enumeration(NamedTuple):
+    """All T drafted trees and what a rule makes of them.
+
+    Attributes:
+      texts: [T, N] number of the text down to each node.
+      chance: [T] of drawing the tree.
+      stop: [T, N] probability that the step ends at each node.
+      next: [T, N, V] law of the token after it.
+    """
+
+    texts: Array
+    chance: Array
+    stop: Array
+    next: Array
+
+
+def _enumerated(rule, tree: TokenTree, target, draft) -> _Enumeration:
     laws = tuple(draft(group.level, group.num_children) for group in tree.groups)
     size = target[0].shape[-1]
     if size ** (tree.num_nodes - 1) > _MOST_TREES:
         raise ValueError(
             f"tree: {size}^{tree.num_nodes - 1} drafted trees are too many to enumerate"
         )
-    return _step_law(tuple(map(jnp.asarray, target)), laws, rule=rule, tree=tree)
+    return _enumerate(tuple(map(jnp.asarray, target)), laws, rule=rule, tree=tree)
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "tree"))
-def _step_law(target: tuple, laws: tuple, *, rule, tree: TokenTree) -> Array:
+def _enumerate(target: tuple, laws: tuple, *, rule, tree: TokenTree) -> _Enumeration:
     size = target[0].shape[-1]
     grid = itertools.product(range(size), repeat=tree.num_nodes - 1)
     trees = jnp.asarray([(0, *drawn) for drawn in grid], jnp.int32)
 
-    def outcome(tokens: Array) -> tuple[Array, Array, Array]:
-        """Text of each node [N], and chance of the tree and of each emission [N, V]."""
+    def outcome(tokens: Array) -> _Enumeration:
         text = _texts(tree, tokens, size)
         p = jnp.stack(
             [target[depth][text[node]] for node, depth in enumerate(tree.depths)]
@@ -78,15 +113,19 @@ def _step_law(target: tuple, laws: tuple, *, rule, tree: TokenTree) -> Array:
             chance = chance * jnp.prod(each)
             drawn_from.append(of_nodes)
         decision = rule.law(tree, tokens, p, tuple(drawn_from))
-        return text, chance, decision.stop[:, None] * decision.next
+        return _Enumeration(text, chance, *decision)
 
-    texts, chances, emitted = jax.vmap(outcome)(trees)
-    emitted = chances[:, None, None] * emitted
+    return jax.vmap(outcome)(trees)
+
+
+@functools.partial(jax.jit, static_argnames="tree")
+def _law_of_texts(target: tuple, drawn: _Enumeration, *, tree: TokenTree) -> Array:
+    emitted = (drawn.chance[:, None] * drawn.stop)[..., None] * drawn.next
     law = jnp.zeros(1, emitted.dtype)
     for depth, nodes in enumerate(tree.levels):
         # What was emitted before goes on as the target does.
         law = law[:, None] * target[depth]
-        law = law.at[texts[:, nodes]].add(emitted[:, nodes]).reshape(-1)
+        law = law.at[drawn.texts[:, nodes]].add(emitted[:, nodes]).reshape(-1)
     return law
 
 

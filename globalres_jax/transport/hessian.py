@@ -6,6 +6,7 @@ quadrature, so that a Newton step is one factorisation of the smaller side.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -101,6 +102,22 @@ class FactorCurvature(NamedTuple):
 
 
 Curvature = NodeCurvature | FactorCurvature
+
+
+def dense_curvature(
+    pick_law: Callable[[Array], Array], weights: Array
+) -> FactorCurvature:
+    """By forward differentiation of `pick_law` at `weights [k]`, token by token."""
+
+    def pick_of(log_factors: Array) -> tuple[Array, Array]:
+        pick = pick_law(weights * jnp.exp(log_factors))
+        return pick, pick
+
+    hessian, pick = jax.jacfwd(pick_of, has_aux=True)(jnp.zeros_like(weights))
+    diagonal = jnp.diag(hessian)
+    none = jnp.zeros((0, len(weights)), weights.dtype)
+    coupling = 0.5 * (hessian + hessian.T) - jnp.diag(diagonal)
+    return FactorCurvature(pick, diagonal, none, none, coupling)
 
 
 def solve_identity_minus(gram: Array, right: Array) -> Array:

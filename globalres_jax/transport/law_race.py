@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import DraftLaw, Moments
 from globalres_jax.numerics.sums import blockwise_sum, product
-from globalres_jax.transport.hessian import FactorCurvature
+from globalres_jax.transport.hessian import FactorCurvature, dense_curvature
 from globalres_jax.transport.quadrature import quadrature
 from globalres_jax.transport.subset_selection import best_prefix
 
@@ -56,7 +56,7 @@ class LawRace(NamedTuple):
     def curvature(self, weights: Array) -> FactorCurvature:
         """Pick law and Hessian of the dual, for `weights [k]`."""
         if not self.law.exact_moments and len(weights) <= _DENSE:
-            return self._dense_curvature(weights)
+            return dense_curvature(self.pick_law, weights)
         nodes, measure = quadrature(weights.dtype, "coarse")
         moments = self._moments(weights, "coarse")
         pick = weights * product(jnp.asarray(measure), moments.mean)
@@ -89,19 +89,6 @@ class LawRace(NamedTuple):
         """The law's moments at u = t w, for the nodes t of a grid."""
         nodes, _ = quadrature(weights.dtype, grid)
         return self.law.moments(jnp.exp(-nodes[:, None] * weights[None, :]))
-
-    def _dense_curvature(self, weights: Array) -> FactorCurvature:
-        """By forward differentiation of the pick law, one token at a time."""
-
-        def pick_of(log_factors: Array) -> tuple[Array, Array]:
-            pick = self.pick_law(weights * jnp.exp(log_factors))
-            return pick, pick
-
-        hessian, pick = jax.jacfwd(pick_of, has_aux=True)(jnp.zeros_like(weights))
-        diagonal = jnp.diag(hessian)
-        none = jnp.zeros((0, len(weights)), weights.dtype)
-        coupling = 0.5 * (hessian + hessian.T) - jnp.diag(diagonal)
-        return FactorCurvature(pick, diagonal, none, none, coupling)
 
 
 def law_race(p: Array, law: DraftLaw) -> tuple[LawRace, Array]:

@@ -27,16 +27,15 @@ from globalres_jax.draft_laws import IID, DraftLaw
 from globalres_jax.draft_laws.closed_form import single_draft
 from globalres_jax.numerics.rows import in_rows, known_platform
 from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.transport.derivatives import with_derivatives
 from globalres_jax.transport.iid_race import IIDRace, iid_race
-from globalres_jax.transport.jaxopt_interface import OptStep, known_root
+from globalres_jax.transport.jaxopt_interface import OptStep
 from globalres_jax.transport.law_race import law_race
 from globalres_jax.transport.newton import ProjectedNewton, start_weights
 from globalres_jax.transport.pooled_race import PoolSolver, solve_pooled
 from globalres_jax.transport.race import (
     Race,
     acceptance_gap,
-    inner_tokens,
-    optimality,
     race_weights,
     rejection_rate,
 )
@@ -253,11 +252,7 @@ def _raced(race: Race, members: Array, solver: RaceSolver) -> _Solution:
     """The solution of a race, with its derivatives; `members [k]` is H*."""
     known, known_members = jax.lax.stop_gradient((race, members))
     log_weights, pick, iterations = _search(known, known_members, solver)
-    # The solution is known; the condition of optimality gives it its derivatives.
-    diagonal = jnp.where(inner_tokens(known, log_weights), pick, 1)
-    log_weights = known_root(optimality, log_weights, race, diagonal)
-    weights = race_weights(race, log_weights)
-    pick = _as_pick_law(pick, race, weights)
+    weights, pick = with_derivatives(race, log_weights, pick)
     return _Solution(weights, pick, race.best_excess(log_weights), iterations)
 
 
@@ -309,18 +304,3 @@ def _by_pools_then_tokens(
 
     as_found = found.log_weights, found.pick, iterations
     return jax.lax.cond(enough, lambda: as_found, by_tokens)
-
-
-@jax.custom_jvp
-def _as_pick_law(pick: Array, race: Race, weights: Array) -> Array:
-    """`pick [k]`, known to be `race.pick_law(weights)`, with its derivatives."""
-    del race, weights
-    return pick
-
-
-@_as_pick_law.defjvp
-def _(primals, tangents):
-    def pick_law(race: Race, weights: Array) -> Array:
-        return race.pick_law(weights)
-
-    return primals[0], jax.jvp(pick_law, primals[1:], tangents[1:])[1]

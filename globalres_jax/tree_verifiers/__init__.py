@@ -2,8 +2,11 @@
 
 from globalres_jax.base import TreeVerifier, Verifier
 from globalres_jax.tree_verifiers.block import Block
+from globalres_jax.tree_verifiers.expected import expected_accepted
+from globalres_jax.tree_verifiers.layer import LayerResolution
 from globalres_jax.tree_verifiers.optimum import optimum_along
 from globalres_jax.tree_verifiers.top_down import TopDown
+from globalres_jax.tree_verifiers.traversal import Traversal
 
 
 def as_tree_verifier(rule: Verifier | TreeVerifier) -> TreeVerifier:
@@ -11,4 +14,16 @@ def as_tree_verifier(rule: Verifier | TreeVerifier) -> TreeVerifier:
     return rule if hasattr(rule, "walk") else TopDown(rule)
 
 
-__all__ = ["Block", "TopDown", "as_tree_verifier", "optimum_along"]
+#: Hierarchical speculative decoding (arXiv 2601.05724) is block verification.
+HierarchicalSpeculative = Block
+
+__all__ = [
+    "Block",
+    "HierarchicalSpeculative",
+    "LayerResolution",
+    "TopDown",
+    "Traversal",
+    "as_tree_verifier",
+    "expected_accepted",
+    "optimum_along",
+]

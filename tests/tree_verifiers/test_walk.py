@@ -7,7 +7,12 @@ import pytest
 from scipy.stats import chisquare
 
 import globalres_jax as gr
-from globalres_jax.tree_verifiers import TopDown, as_tree_verifier
+from globalres_jax.tree_verifiers import (
+    LayerResolution,
+    TopDown,
+    Traversal,
+    as_tree_verifier,
+)
 
 TREE = gr.tree.from_parents([-1, 0, 0, 0, 1, 1, 2])
 # Nodes 1 and 2 spell the same, so that their children join; 4 and 6 are alike, too.
@@ -67,6 +72,18 @@ def p_value(rule, make):
 )
 def test_walks_follow_the_law(rule, make):
     assert p_value(TopDown(gr.verifiers.by_name(rule)), make) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("rule", "make"),
+    [
+        (LayerResolution(), gr.IID),
+        (Traversal(), gr.IID),
+        (Traversal(), gr.WithoutReplacement),
+    ],
+)
+def test_walks_of_rules_for_trees_do(rule, make):
+    assert p_value(rule, make) > 1e-4
 
 
 class WalksByAnotherRow(TopDown):
