@@ -77,7 +77,6 @@ def test_as_many_chunks_as_the_longest_prompt_needs(width, padding, monkeypatch)
             assert int(found.highest[row]) <= length - 1
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_chunks_hold_what_one_reading_of_the_whole_does(monkeypatch):
     """Sliding windows included, and a last chunk that overlaps the one before."""
     model, tokens, _ = golden("gemma2")

@@ -21,7 +21,9 @@ from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.loop import Generation, compile_generate
 from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.drafters.prompt_lookup import PromptLookup
-from globalres_jax.verifiers import BY_NAME, SingleDraft, by_name
+from globalres_jax.tree_verifiers import BY_NAME as TREE_RULES
+from globalres_jax.tree_verifiers import Block
+from globalres_jax.verifiers import BY_NAME, SingleDraft
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verifier",
         default="global-resolution",
-        choices=sorted(BY_NAME),
+        choices=sorted([*BY_NAME, *TREE_RULES]),
     )
     parser.add_argument(
         "--law",
@@ -119,10 +121,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
-    verifier = by_name(args.verifier)
+    rules = BY_NAME | TREE_RULES
+    verifier = rules[args.verifier]()
     num_drafts = args.num_drafts
     if num_drafts is None:
-        single = isinstance(verifier, SingleDraft) or draft_name == "prompt-lookup"
+        single = isinstance(verifier, SingleDraft | Block)
+        single = single or draft_name == "prompt-lookup"
         num_drafts = 1 if single else 4
     return SpeculativeConfig(
         num_drafts=num_drafts,

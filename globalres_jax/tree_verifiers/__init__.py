@@ -17,7 +17,15 @@ def as_tree_verifier(rule: Verifier | TreeVerifier) -> TreeVerifier:
 #: Hierarchical speculative decoding (arXiv 2601.05724) is block verification.
 HierarchicalSpeculative = Block
 
+#: Command-line names of the rules for trees that are no single-position rules.
+BY_NAME = {
+    "block": Block,
+    "layer-resolution": LayerResolution,
+    "traversal": Traversal,
+}
+
 __all__ = [
+    "BY_NAME",
     "Block",
     "HierarchicalSpeculative",
     "LayerResolution",

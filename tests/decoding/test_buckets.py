@@ -10,8 +10,6 @@ import pytest
 import globalres_jax as gr
 from globalres_jax.decoding.buckets import bucket, bucket_sizes, first_columns
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE = 5
 #: One that compiles fast: what is tested are lengths.
 CONFIG = gr.SpeculativeConfig(

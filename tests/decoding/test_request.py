@@ -34,7 +34,6 @@ def test_prompts_and_texts_beyond_the_context_are_refused():
         generate([3, 30], [37, 11], 40)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_texts_that_fit_their_context_exactly_are_written():
     # What counts are tokens, each row's own, and no padding.
     result = generate([3, 30], [37, 10], 40)

@@ -263,7 +263,7 @@ def test_levels_of_unequal_families_are_refused():
 
 
 @pytest.mark.sweep
-def test_text_is_the_target_s(quick_compilation):
+def test_text_is_the_target_s():
     rows = 6000
     table, other = (
         np.random.default_rng(i).dirichlet(np.full(3, 0.7), 3) for i in (0, 1)
