@@ -21,11 +21,9 @@ import jax
 import jax.numpy as jnp
 
 import globalres_jax as gr
-from globalres_jax.cache import prefill
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.decoding import step
-from globalres_jax.decoding.metrics import empty_metrics
-from globalres_jax.decoding.step import Request, StepState
+from globalres_jax.decoding.step import Request, StepState, first_state
 from globalres_jax.drafters import as_drafter
 from globalres_jax.numerics.rows import on_platform
 from globalres_jax.tree import tree_mask
@@ -45,21 +43,19 @@ def start(args: argparse.Namespace) -> tuple[StepState, Request]:
         top_p=args.top_p,
         verifier=gr.verifiers.by_name(args.verifier),
     )
-    drafter = as_drafter(draft)
     ids = jnp.asarray([target.tokenizer.encode(PROMPT)] * args.batch, jnp.int32)
     lengths = jnp.full(args.batch, ids.shape[1])
-    options = config.sampling.for_rows(args.batch)
-    capacity = config.capacity(ids.shape[1], args.steps * (args.draft_length + 1))
-    state = StepState(
-        keys=jax.random.split(jax.random.key(0), args.batch),
-        steps=jnp.zeros(args.batch, jnp.int32),
-        budget=jnp.full(args.batch, 10**6),
-        cache=prefill(target, ids, lengths, capacity),
-        draft=drafter.start(ids, lengths, capacity),
-        metrics=empty_metrics(args.batch, config.token_tree.depth),
+    request = Request(
+        target=target,
+        drafter=as_drafter(draft),
+        options=config.sampling.for_rows(args.batch),
+        ends=jnp.full((args.batch, 1), -1),
+        config=config.program(),
     )
-    ends = jnp.full((args.batch, 1), -1)
-    return state, Request(target, drafter, options, ends, config.program())
+    keys = jax.random.split(jax.random.key(0), args.batch)
+    budget = jnp.full(args.batch, 10**6)
+    capacity = config.capacity(ids.shape[1], args.steps * (args.draft_length + 1))
+    return first_state(request, keys, ids, lengths, budget, capacity), request
 
 
 def pieces(request: Request) -> dict[str, Callable]:
@@ -88,8 +84,7 @@ def pieces(request: Request) -> dict[str, Callable]:
         logits, cache = drafter._read_root(
             state.draft._replace(root=root, previous=root)
         )
-        logits, _ = jax.lax.optimization_barrier((logits, base))
-        kept = logits[:, 0, 0]
+        kept = barrier(logits)[:, 0, 0]
         for level in range(1, tree.depth):
             nodes = tree.levels[level]
             tokens = made["proposal"].tokens[:, nodes]
@@ -190,13 +185,10 @@ def main() -> None:
     @jax.jit
     def first(state, request):
         with on_platform(platform):
-            return make(state, request)
-
-    def make(state, request):
-        keys = step.step_keys(state.keys, state.steps)
-        proposal, _ = step.propose(keys[0], state.draft, request)
-        logits, _ = step.score(state.cache, proposal.tokens, request)
-        walk, _ = step.verify(keys[1], proposal, logits, request)
+            keys = step.step_keys(state.keys, state.steps)
+            proposal, _ = step.propose(keys[0], state.draft, request)
+            logits, _ = step.score(state.cache, proposal.tokens, request)
+            walk, _ = step.verify(keys[1], proposal, logits, request)
         kept = logits[:, 0, 0]
         return {"proposal": proposal, "logits": logits, "walk": walk, "kept": kept}
 

@@ -20,9 +20,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 import globalres_jax as gr
-from globalres_jax.cache import init_cache, prefill
-from globalres_jax.decoding.metrics import empty_metrics
-from globalres_jax.decoding.step import Request, StepState, decode_step
+from globalres_jax.cache import init_cache
+from globalres_jax.decoding.step import Request, decode_step, first_state
 from globalres_jax.drafters import as_drafter
 
 
@@ -60,18 +59,15 @@ def compile_step(vocab_size: int, batch: int, topology: str = "v5e:2x2") -> dict
 
     def first(key, target, draft):
         rows = jnp.zeros((batch, 1), jnp.int32), jnp.ones(batch, jnp.int32)
-        drafter = as_drafter(draft)
-        state = StepState(
-            keys=jax.random.split(key, batch),
-            steps=jnp.zeros(batch, jnp.int32),
-            budget=jnp.full(batch, 64),
-            cache=prefill(target, *rows, capacity),
-            draft=drafter.start(*rows, capacity),
-            metrics=empty_metrics(batch, config.token_tree.depth),
+        request = Request(
+            target=target,
+            drafter=as_drafter(draft),
+            options=config.sampling.for_rows(batch),
+            ends=jnp.full((batch, 1), -1),
+            config=config.program(),
         )
-        options = config.sampling.for_rows(batch)
-        ends = jnp.full((batch, 1), -1)
-        return state, Request(target, drafter, options, ends, config.program())
+        keys, budget = jax.random.split(key, batch), jnp.full(batch, 64)
+        return first_state(request, keys, *rows, budget, capacity), request
 
     arguments = jax.eval_shape(first, jax.random.key(0), target, draft)
     arguments = jax.tree.map(

@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from decode import PROMPTS, encode_prompts
+from measure import time_call
 
 import globalres_jax as gr
-from globalres_jax.cache import prefill
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.decoding import step
-from globalres_jax.decoding.metrics import empty_metrics
 from globalres_jax.drafters import as_drafter
 from globalres_jax.numerics.rows import map_rows, on_platform
 from globalres_jax.tree_verifiers import (
@@ -44,9 +41,10 @@ RULES = {
 }
 
 
-def start(args, num_paths: int, length: int) -> tuple[step.StepState, step.Request]:
-    """The state after the prompts, and the request."""
-    target, draft, _ = load_measured(args.target, args.draft, jnp.dtype("float32"))
+def start(args, pair, shape: str) -> tuple[step.StepState, step.Request]:
+    """The state after the prompts, and the request for `shape` paths."""
+    num_paths, length = map(int, shape.split("x"))
+    target, draft = pair
     config = gr.SpeculativeConfig(
         num_drafts=num_paths,
         draft_length=length,
@@ -54,22 +52,18 @@ def start(args, num_paths: int, length: int) -> tuple[step.StepState, step.Reque
         temperature=args.temp,
     )
     prompts, lengths = encode_prompts(target.tokenizer)
-    batch, capacity = (
-        len(PROMPTS),
-        config.capacity(prompts.shape[1], args.steps * (length + 1)),
+    batch = len(PROMPTS)
+    request = step.Request(
+        target=target,
+        drafter=as_drafter(draft),
+        options=config.sampling.for_rows(batch),
+        ends=jnp.full((batch, 1), -1),
+        config=config.program(),
     )
-    drafter = as_drafter(draft)
-    state = step.StepState(
-        keys=jax.random.split(jax.random.key(0), batch),
-        steps=jnp.zeros(batch, jnp.int32),
-        budget=jnp.full(batch, 10**6),
-        cache=prefill(target, prompts, lengths, capacity),
-        draft=drafter.start(prompts, lengths, capacity),
-        metrics=empty_metrics(batch, config.token_tree.depth),
-    )
-    options = config.sampling.for_rows(batch)
-    ends = jnp.full((batch, 1), -1)
-    return state, step.Request(target, drafter, options, ends, config.program())
+    keys, budget = jax.random.split(jax.random.key(0), batch), jnp.full(batch, 10**6)
+    capacity = config.capacity(prompts.shape[1], args.steps * (length + 1))
+    state = step.first_state(request, keys, prompts, lengths, budget, capacity)
+    return state, request
 
 
 @jax.jit
@@ -102,13 +96,7 @@ def time_to_verify(rule, tree, key, trees, repeats: int = 30) -> float:
             return rule.walk(key, tree, tokens, p, laws)
 
     first = jax.tree.map(lambda x: x[0], trees)
-    jax.block_until_ready(walk(key, *first))
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        jax.block_until_ready(walk(key, *first))
-        times.append(1e3 * (time.perf_counter() - begun))
-    return statistics.median(times)
+    return 1e3 * time_call(walk, key, *first, repeats=repeats)[1]
 
 
 def main() -> None:
@@ -122,10 +110,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="texts of each prompt")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     args = parser.parse_args()
+    *pair, _ = load_measured(args.target, args.draft, jnp.dtype("float32"))
     rows = []
     for shape in args.paths:
-        num_paths, length = map(int, shape.split("x"))
-        state, request = start(args, num_paths, length)
+        state, request = start(args, pair, shape)
         seen = {name: [] for name in RULES}
         for seed in range(args.seeds):
             keys = jax.random.split(jax.random.key(seed), len(PROMPTS))

@@ -53,6 +53,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    _add_options(parser)
+    parser.add_argument(
+        "--compare", action="store_true", help="also decode without drafts"
+    )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="load time, type of numbers, peak memory and cache folder, to stderr",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object only")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what makes the `SpeculativeConfig`."""
     parser.add_argument(
         "--verifier",
         default="global-resolution",
@@ -86,15 +100,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute what the optimal rule would accept, whatever the rule",
     )
-    parser.add_argument(
-        "--compare", action="store_true", help="also decode without drafts"
-    )
-    parser.add_argument(
-        "--verbose",
-        action="store_true",
-        help="load time, type of numbers, peak memory and cache folder, to stderr",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object only")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -183,9 +183,9 @@ class SampledPolicy:
     def law(self, logits: Array, level: int, num_drafts: int):
         """The laws [B, W] of `num_drafts` children, from logits [B, W, V]."""
         make, options = self.maker(level), self.options
-        size = max(min(self.config.draft_top_k, self.vocab_size), num_drafts)
-        if options.max_support is not None:
-            size = max(min(size, options.max_support), num_drafts)
+        support = options.max_support or self.vocab_size
+        size = min(self.config.draft_top_k, self.vocab_size, support)
+        size = max(size, num_drafts)
         if size >= self.vocab_size:
             return _of_each(make, num_drafts, options.to_probabilities(logits))
         logits, tokens = nearly_largest(logits, size)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array, Drafter, Model, Params
-from globalres_jax.cache import prefill
 from globalres_jax.decoding.buckets import (
     Sizes,
     as_array,
@@ -25,7 +24,7 @@ from globalres_jax.decoding.buckets import (
 )
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.emission import TextBuffer, empty_text
-from globalres_jax.decoding.metrics import Metrics, empty_metrics
+from globalres_jax.decoding.metrics import Metrics
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.decoding.request import (
     check_context,
@@ -33,7 +32,12 @@ from globalres_jax.decoding.request import (
     check_room,
     end_tokens,
 )
-from globalres_jax.decoding.step import Request, StepState, decode_step
+from globalres_jax.decoding.step import (
+    Request,
+    StepState,
+    decode_step,
+    first_state,
+)
 from globalres_jax.drafters import NoDrafts, as_drafter
 from globalres_jax.numerics.rows import on_platform
 from globalres_jax.sharding import gather, mesh_of, place_rows
@@ -225,16 +229,8 @@ def _decode(
     capacity: int,
     mesh=None,
 ) -> Generation:
-    batch = len(prompts)
     request = Request(target, drafter, options, ends, config)
-    state = StepState(
-        keys=keys,
-        steps=jnp.zeros(batch, jnp.int32),
-        budget=budget,
-        cache=prefill(target, prompts, lengths, capacity),
-        draft=drafter.start(prompts, lengths, capacity),
-        metrics=empty_metrics(batch, config.token_tree.depth),
-    )
+    state = first_state(request, keys, prompts, lengths, budget, capacity)
 
     def is_running(carry: tuple[StepState, TextBuffer]) -> Array:
         return jnp.any(carry[0].budget > 0)
@@ -243,7 +239,7 @@ def _decode(
         state, emitted = decode_step(carry[0], request)
         return state, carry[1].extend(emitted)
 
-    text = empty_text(batch, room, config.pad_id)
+    text = empty_text(len(prompts), room, config.pad_id)
     state, text = jax.lax.while_loop(is_running, step, (state, text))
     result = Generation(text.tokens, text.lengths, text.from_draft, state.metrics)
     return gather(mesh, result)

@@ -104,7 +104,8 @@ class FilteredRows:
     The `TargetRows` of a decoding step.
 
     Attributes:
-      logits: [N, V]; or [V, B, N] of all rows of the batch, see `by_columns`.
+      logits: [N, V]; or [V, B, N] of all rows of the batch, as `step.verify`
+        has them on a CPU.
       options: of this row, numbers.
       row: [] which one, where `logits` are of all.
     """

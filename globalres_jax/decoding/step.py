@@ -23,9 +23,10 @@ from globalres_jax.base import (
     State,
     Walk,
 )
+from globalres_jax.cache import prefill
 from globalres_jax.decoding.config import SampledPolicy, SpeculativeConfig
 from globalres_jax.decoding.emission import emit
-from globalres_jax.decoding.metrics import Metrics, count_step
+from globalres_jax.decoding.metrics import Metrics, count_step, empty_metrics
 from globalres_jax.decoding.options import FilteredRows, SamplingOptions
 from globalres_jax.numerics.rows import known_platform, map_rows
 from globalres_jax.tree import tree_mask
@@ -70,6 +71,35 @@ class Request:
     options: SamplingOptions
     ends: Array
     config: SpeculativeConfig = dataclasses.field(metadata={"static": True})
+
+
+def first_state(
+    request: Request,
+    keys: Array,
+    prompts: Array,
+    lengths: Array,
+    budget: Array,
+    capacity: int,
+) -> StepState:
+    """The state before the first step: target and drafter have read the prompts.
+
+    Args:
+      request: what is asked for.
+      keys: [B] random key of each row.
+      prompts: [B, P] tokens, padded on the right.
+      lengths: [B] tokens of each prompt.
+      budget: [B] most tokens that each row may emit.
+      capacity: slots of the caches.
+    """
+    batch = len(prompts)
+    return StepState(
+        keys=keys,
+        steps=jnp.zeros(batch, jnp.int32),
+        budget=budget,
+        cache=prefill(request.target, prompts, lengths, capacity),
+        draft=request.drafter.start(prompts, lengths, capacity),
+        metrics=empty_metrics(batch, request.config.token_tree.depth),
+    )
 
 
 def decode_step(state: StepState, request: Request) -> tuple[StepState, Emitted]:

@@ -162,8 +162,8 @@ class ModelDrafter:
 def _runs(tree: TokenTree, policy: DraftPolicy) -> list[tuple[int, ...]]:
     """The inner levels in order, neighbours that are alike together; the root's alone.
 
-    Alike are levels whose nodes, families and laws are, and that are as wide as those
-    below them, so that one follows from the other by one and the same step.
+    Alike are levels whose nodes, families and laws are: one then follows from the other
+    by one and the same step.
     """
 
     def shape(level: int):
@@ -179,8 +179,7 @@ def _runs(tree: TokenTree, policy: DraftPolicy) -> list[tuple[int, ...]]:
 
     runs: list[tuple[int, ...]] = []
     for level in range(tree.depth):
-        width, below, *_ = shape(level)
-        if level > 1 and width == below and shape(level) == shape(level - 1):
+        if level > 1 and shape(level) == shape(level - 1):
             runs[-1] += (level,)
         else:
             runs.append((level,))

@@ -104,6 +104,10 @@ class FactorCurvature(NamedTuple):
 Curvature = NodeCurvature | FactorCurvature
 
 
+#: Up to so many tokens or slots a Hessian without exact factors is made like this.
+DENSE_UP_TO = 64
+
+
 def dense_curvature(
     pick_law: Callable[[Array], Array], weights: Array
 ) -> FactorCurvature:

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import DraftLaw, Moments
 from globalres_jax.numerics.sums import blockwise_sum, product
-from globalres_jax.transport.hessian import FactorCurvature, dense_curvature
+from globalres_jax.transport.hessian import (
+    DENSE_UP_TO,
+    FactorCurvature,
+    dense_curvature,
+)
 from globalres_jax.transport.quadrature import quadrature
 from globalres_jax.transport.subset_selection import best_prefix
-
-#: Up to this many tokens a Hessian without exact factors is computed entry by entry.
-_DENSE = 64
 
 
 class LawRace(NamedTuple):
@@ -55,7 +56,7 @@ class LawRace(NamedTuple):
 
     def curvature(self, weights: Array) -> FactorCurvature:
         """Pick law and Hessian of the dual, for `weights [k]`."""
-        if not self.law.exact_moments and len(weights) <= _DENSE:
+        if not self.law.exact_moments and len(weights) <= DENSE_UP_TO:
             return dense_curvature(self.pick_law, weights)
         nodes, measure = quadrature(weights.dtype, "coarse")
         moments = self._moments(weights, "coarse")

@@ -97,9 +97,7 @@ class LayerRace(NamedTuple):
         some = slice(None, None, _STRIDE)
         spacing = (_STRIDE * measure * nodes)[some]
         rows, log_phi = rings.rows[:, some], log_of_rest(rings.fallen[some])
-        # prod_u phi_u^n_u / (phi_v phi_v') is one of these for v, one for v'.
-        half = jnp.exp(0.5 * product(log_phi, n)[:, None] - log_phi)
-        half = jnp.where(n[None] > 0, np.sqrt(spacing)[:, None] * half, 0)
+        half = self._roots(log_phi, spacing)
         together, alone = n[None] * half, jnp.sqrt(n)[None] * half
         reach = contract("vsx,vx->sv", rows, rings.scale)
         coupled = product(together * reach, 1 - jnp.eye(len(n), dtype=n.dtype))
@@ -169,6 +167,15 @@ class LayerRace(NamedTuple):
         number = self.counts[:, None] - jnp.eye(len(self.counts), dtype=fallen.dtype)
         survived = jnp.exp(product(log_of_rest(fallen), jnp.maximum(number, 0)))
         return jnp.where(self.counts[None] > 0, survived, 0)
+
+    def _roots(self, log_phi: Array, spacing: np.ndarray) -> Array:
+        """[S, m]: one for v and one for v' make prod_u phi_u^n_u / (phi_v phi_v') ds.
+
+        Zero for nodes without drafts.
+        """
+        survived = 0.5 * product(log_phi, self.counts)[:, None]
+        root = np.sqrt(spacing)[:, None] * jnp.exp(survived - log_phi)
+        return jnp.where(self.counts[None] > 0, root, 0)
 
     def _excess_below(self, keys: Array, thresholds: Array) -> tuple[Array, Array]:
         """Q(H) - p(H) [j], and 1 - q_v(H) [j, m], of the sets H of `keys [m k]` below.

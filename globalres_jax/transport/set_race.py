@@ -12,13 +12,14 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array
 from globalres_jax.numerics.powers import log_of_rest
-from globalres_jax.numerics.sums import contract, product
-from globalres_jax.transport.hessian import FactorCurvature, dense_curvature
+from globalres_jax.numerics.sums import contract
+from globalres_jax.transport.hessian import (
+    DENSE_UP_TO,
+    FactorCurvature,
+    dense_curvature,
+)
 from globalres_jax.transport.layer_race import LayerRace
 from globalres_jax.transport.quadrature import quadrature
-
-#: Up to this many slots a Hessian without exact factors is computed entry by entry.
-_DENSE = 64
 
 
 class SetRace(LayerRace):
@@ -26,25 +27,23 @@ class SetRace(LayerRace):
 
     def curvature(self, weights: Array) -> FactorCurvature:
         """Pick law and Hessian of the dual for `weights [m k]`, on the coarse grid."""
-        if not self.drafts.law.exact_moments and len(weights) <= _DENSE:
+        if not self.drafts.law.exact_moments and len(weights) <= DENSE_UP_TO:
             return dense_curvature(self.pick_law, weights)
         nodes, measure = quadrature(weights.dtype, "coarse")
         by_node = self._by_node(weights)
         survive = jnp.exp(-nodes[None, :, None] * by_node[:, None, :])
         moments = self.drafts.moments(survive)
 
-        n, spacing = self.counts, (measure * nodes)[:, None]
+        n, spacing = self.counts, measure * nodes
         fallen = 1 - moments.value.T
         scale = n[None] * self._others(fallen)
         pick = by_node * contract("sv,vsx->vx", measure[:, None] * scale, moments.mean)
-        own = contract("sv,vsx->vx", spacing * scale, moments.diagonal)
-        log_value = log_of_rest(fallen)
-        half = jnp.exp(0.5 * product(log_value, n)[:, None] - log_value)
-        half = jnp.where(n[None] > 0, jnp.sqrt(spacing) * half, 0)
+        own = contract("sv,vsx->vx", spacing[:, None] * scale, moments.diagonal)
+        half = self._roots(log_of_rest(fallen), spacing)
         mean = moments.mean * by_node[:, None, :]
         together = contract("sv,vsx->svx", n[None] * half, mean)
         alone = contract("sv,vsx->vsx", jnp.sqrt(n)[None] * half, mean)
-        inside = jnp.sqrt(spacing * scale).T[:, None, :, None]
+        inside = jnp.sqrt(spacing[:, None] * scale).T[:, None, :, None]
         inside = inside * by_node[:, None, None, :]
         plus, minus = inside * moments.plus, inside * moments.minus
         joint = together.reshape(len(nodes), -1)

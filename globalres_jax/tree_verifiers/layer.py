@@ -46,6 +46,7 @@ from globalres_jax.tree_verifiers.layers import (
     Support,
     layers,
     layout,
+    root_alone,
     support,
 )
 
@@ -136,8 +137,7 @@ class LayerResolution:
         """One number a level says where the step ends, two more say how."""
         numbers = categorical.uniforms(key, (tree.depth + 3,), p.dtype)
         if tree.depth == 0:
-            token = categorical.draw(numbers[-1], p[jnp.zeros((), jnp.int32)])
-            return Walk(jnp.zeros(0, jnp.int32), jnp.zeros((), jnp.int32), token)
+            return root_alone(numbers[-1], p)
         held = support(tree, laws, p.dtype)
         flow = self._flow(tree, tokens, p, laws, held)
         plan, levels = layout(tree), jnp.arange(tree.depth + 1, dtype=jnp.int32)

@@ -7,13 +7,15 @@ compiled once. Everything here is for one row.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from globalres_jax.base import Array, TargetRows
+from globalres_jax.base import Array, TargetRows, Walk
+from globalres_jax.numerics import categorical
 from globalres_jax.numerics.rows import map_rows
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transforms import normalized_residual
@@ -84,6 +86,7 @@ class Support(NamedTuple):
         return places
 
 
+@functools.lru_cache(maxsize=64)
 def layout(tree: TokenTree) -> Layout:
     """The layout of a tree."""
     has_none = tree.num_children == 0
@@ -177,6 +180,12 @@ def layers(tree: TokenTree, tokens: Array, p: TargetRows, laws: Support) -> Laye
         drawn=drawn[below] & exists,
         alike=alike & (is_live[below] & exists)[:, :, None],
     )
+
+
+def root_alone(numbers: Array, p: TargetRows) -> Walk:
+    """The walk of a tree without drafts, by uniform `numbers [UNIFORMS]`."""
+    token = categorical.draw(numbers, p[jnp.zeros((), jnp.int32)])
+    return Walk(jnp.zeros(0, jnp.int32), jnp.zeros((), jnp.int32), token)
 
 
 class Residuals(NamedTuple):

@@ -34,6 +34,7 @@ from globalres_jax.tree_verifiers.junctions import (
     law_to_check,
     representative,
 )
+from globalres_jax.tree_verifiers.layers import root_alone
 
 
 class _Drafted(NamedTuple):
@@ -143,9 +144,7 @@ class TopDown:
             return categorical.draw(numbers[1], p[node]), _int(0), _zero(p)
 
         if not kinds:
-            token = end(numbers[0], _int(0))[0]
-            empty = jnp.zeros(0, jnp.int32), jnp.zeros(0, p.dtype)
-            return Walk(empty[0], _int(0), token, empty[1])
+            return root_alone(numbers[0, 1], p)
         ways = [end]
         for alike in kinds:
             plans = map_rows(self._plan, p[alike.nodes], alike.laws) if ahead else None

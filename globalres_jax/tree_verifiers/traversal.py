@@ -37,6 +37,7 @@ from globalres_jax.tree_verifiers.layers import (
     layers,
     layout,
     representatives,
+    root_alone,
     support,
 )
 
@@ -102,8 +103,7 @@ class Traversal:
         """One draw of the node that accepts, one of the token after it."""
         numbers = categorical.uniforms(key, (2,), p.dtype)
         if tree.depth == 0:
-            token = categorical.draw(numbers[1], p[jnp.zeros((), jnp.int32)])
-            return Walk(jnp.zeros(0, jnp.int32), jnp.zeros((), jnp.int32), token)
+            return root_alone(numbers[1], p)
         held = support(tree, laws, p.dtype)
         weights, residuals = self._weights(tree, tokens, p, laws, held)
         node = categorical.draw(numbers[0], _first(tree, tokens, weights))
