@@ -4,6 +4,7 @@ from globalres_jax.base import TreeVerifier, Verifier
 from globalres_jax.tree_verifiers.block import Block
 from globalres_jax.tree_verifiers.expected import expected_accepted
 from globalres_jax.tree_verifiers.layer import LayerResolution
+from globalres_jax.tree_verifiers.multi_path import GreedyMultiPathBlock
 from globalres_jax.tree_verifiers.optimum import optimum_along
 from globalres_jax.tree_verifiers.top_down import TopDown
 from globalres_jax.tree_verifiers.traversal import Traversal
@@ -20,6 +21,7 @@ HierarchicalSpeculative = Block
 #: Command-line names of the rules for trees that are no single-position rules.
 BY_NAME = {
     "block": Block,
+    "greedy-multi-path-block": GreedyMultiPathBlock,
     "layer-resolution": LayerResolution,
     "traversal": Traversal,
 }
@@ -27,6 +29,7 @@ BY_NAME = {
 __all__ = [
     "BY_NAME",
     "Block",
+    "GreedyMultiPathBlock",
     "HierarchicalSpeculative",
     "LayerResolution",
     "TopDown",

@@ -44,9 +44,7 @@ class Block:
     ) -> TreeDecision:
         """Chance that each node is the last with U <= h, and its residual."""
         ends, rest = _ends(tokens, p, laws)
-        passed = jnp.cumprod((1 - ends)[::-1])[::-1]
-        beyond = jnp.concatenate([passed[1:], jnp.ones(1, p.dtype)])
-        return TreeDecision(ends * beyond, normalized_residual(rest, p))
+        return TreeDecision(chance_of_last(ends), normalized_residual(rest, p))
 
     def walk(
         self, key: Array, tree: TokenTree, tokens: Array, p: Array, laws: tuple
@@ -54,13 +52,23 @@ class Block:
         """One uniform number a node, and one draw at the last that passes."""
         ends, rest = _ends(tokens, p, laws)
         numbers = categorical.uniforms(key, (tree.num_nodes + 1,), p.dtype)
-        passes = numbers[:-1, 0] < ends
-        passes = passes.at[0].set(True)
+        last = draw_last(numbers[:-1, 0], ends)
         place = jnp.arange(tree.num_nodes)
-        last = jnp.max(jnp.where(passes, place, 0)).astype(jnp.int32)
         nodes = jnp.where(place <= last, place, 0)[1:].astype(jnp.int32)
         token = categorical.draw(numbers[-1], normalized_residual(rest[last], p[last]))
         return Walk(nodes, last, token)
+
+
+def chance_of_last(ends: Array) -> Array:
+    """Chance that each node of a path is the last with U <= h, `ends [N]`: [N]."""
+    passed = jnp.cumprod((1 - ends)[::-1])[::-1]
+    return ends * jnp.concatenate([passed[1:], jnp.ones(1, ends.dtype)])
+
+
+def draw_last(uniform: Array, ends: Array) -> Array:
+    """That node [] for `uniform [N]` numbers; the root always passes."""
+    place = jnp.arange(len(ends), dtype=jnp.int32)
+    return jnp.max(jnp.where(uniform < ends, place, 0))
 
 
 def _ends(tokens: Array, p: Array, laws: tuple) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ from scipy.stats import chisquare
 
 import globalres_jax as gr
 from globalres_jax.tree_verifiers import (
+    GreedyMultiPathBlock,
     LayerResolution,
     TopDown,
     Traversal,
@@ -25,34 +26,30 @@ def rows(seed, count):
     return jnp.asarray(rng.dirichlet(np.full(3, 0.8), count), jnp.float32)
 
 
-def target_rows():
-    """Equal nodes have equal rows."""
-    p = rows(0, TREE.num_nodes)
-    return p.at[2].set(p[1]).at[6].set(p[4])
-
-
-def drafted(make):
-    q = rows(1, TREE.num_nodes)
-    q = q.at[2].set(q[1])
-    return tuple(
+def drafted(tree, make):
+    """Rows of p and laws; equal nodes have equal ones."""
+    same = jnp.argmax(tree.same_prefix(TOKENS), axis=1)
+    p, q = (rows(seed, tree.num_nodes)[same] for seed in (0, 1))
+    laws = tuple(
         jax.vmap(lambda row, n=group.num_children: make(row, n))(q[group.nodes])
-        for group in TREE.groups
+        for group in tree.groups
     )
+    return p, laws
 
 
-def p_value(rule, make):
+def p_value(rule, make, tree=TREE):
     """Chi-square of walks against the law of (last node, next token)."""
 
     @jax.jit
     def both(key):
-        p, laws = target_rows(), drafted(make)
+        p, laws = drafted(tree, make)
         keys = jax.random.split(key, DRAWS)
-        walk = jax.vmap(lambda key: rule.walk(key, TREE, TOKENS, p, laws))(keys)
-        return walk, rule.law(TREE, TOKENS, p, laws)
+        walk = jax.vmap(lambda key: rule.walk(key, tree, TOKENS, p, laws))(keys)
+        return walk, rule.law(tree, TOKENS, p, laws)
 
     walk, decision = both(jax.random.key(0))
     last = np.asarray(walk.nodes.max(axis=1))
-    np.testing.assert_array_equal(TREE.depths[last], walk.accept_length)
+    np.testing.assert_array_equal(tree.depths[last], walk.accept_length)
     seen = np.bincount(last * 3 + np.asarray(walk.next_token), minlength=21)
     law = np.asarray(decision.stop[:, None] * decision.next, np.float64).reshape(-1)
     assert law.sum() == pytest.approx(1, abs=1e-5)
@@ -84,6 +81,11 @@ def test_walks_follow_the_law(rule, make):
 )
 def test_walks_of_rules_for_trees_do(rule, make):
     assert p_value(rule, make) > 1e-4
+
+
+def test_walks_of_a_selected_path_do():
+    """With equal nodes on the path, of which either may be selected."""
+    assert p_value(GreedyMultiPathBlock(), gr.IID, gr.tree.branching((2, 2))) > 1e-4
 
 
 class WalksByAnotherRow(TopDown):
