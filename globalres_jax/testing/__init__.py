@@ -3,6 +3,7 @@
 For small vocabularies. Enable `jax_enable_x64` for float64 answers.
 """
 
+from globalres_jax.testing.longest_run import longest_run
 from globalres_jax.testing.markov import CountingCache, markov_model
 from globalres_jax.testing.positions import (
     Enumeration,
@@ -30,6 +31,7 @@ __all__ = [
     "expected_length",
     "joint_law",
     "linear_program",
+    "longest_run",
     "markov_model",
     "output_law",
     "random_tables",

@@ -84,38 +84,77 @@ class _Enumeration(NamedTuple):
     next: Array
 
 
+def drawn_trees(
+    tree: TokenTree, size: int, draft: Callable[[int, int], object]
+) -> tuple[Array, Array]:
+    """All T trees that can be drafted: the text down to each node [T, N], chance [T].
+
+    Args:
+      tree: shape.
+      size: V.
+      draft: see `step_law`.
+
+    Raises:
+      ValueError: there are more than 200,000.
+    """
+    return _draw_all(_laws(tree, size, draft), size=size, tree=tree)
+
+
 def _enumerated(rule, tree: TokenTree, target, draft) -> _Enumeration:
-    laws = tuple(draft(group.level, group.num_children) for group in tree.groups)
-    size = target[0].shape[-1]
+    laws = _laws(tree, target[0].shape[-1], draft)
+    return _enumerate(tuple(map(jnp.asarray, target)), laws, rule=rule, tree=tree)
+
+
+def _laws(tree: TokenTree, size: int, draft) -> tuple:
+    """The laws of each of `tree.groups` after every text, stacked."""
     if size ** (tree.num_nodes - 1) > _MOST_TREES:
         raise ValueError(
             f"tree: {size}^{tree.num_nodes - 1} drafted trees are too many to enumerate"
         )
-    return _enumerate(tuple(map(jnp.asarray, target)), laws, rule=rule, tree=tree)
+    return tuple(draft(group.level, group.num_children) for group in tree.groups)
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "tree"))
 def _enumerate(target: tuple, laws: tuple, *, rule, tree: TokenTree) -> _Enumeration:
     size = target[0].shape[-1]
-    grid = itertools.product(range(size), repeat=tree.num_nodes - 1)
-    trees = jnp.asarray([(0, *drawn) for drawn in grid], jnp.int32)
 
     def outcome(tokens: Array) -> _Enumeration:
-        text = _texts(tree, tokens, size)
+        text, drawn_from, chance = _drawn(tree, laws, size, tokens)
         p = jnp.stack(
             [target[depth][text[node]] for node, depth in enumerate(tree.depths)]
         )
-        drawn_from, chance = [], jnp.ones((), p.dtype)
-        for group, law in zip(tree.groups, laws, strict=True):
-            of_nodes = jax.tree.map(lambda x, at=text[group.nodes]: x[at], law)
-            children = tokens[group.children]
-            each = jax.vmap(lambda one, x: one.draft_probability(x))(of_nodes, children)
-            chance = chance * jnp.prod(each)
-            drawn_from.append(of_nodes)
-        decision = rule.law(tree, tokens, p, tuple(drawn_from))
+        decision = rule.law(tree, tokens, p, drawn_from)
         return _Enumeration(text, chance, *decision)
 
-    return jax.vmap(outcome)(trees)
+    return jax.vmap(outcome)(_all_tokens(tree, size))
+
+
+@functools.partial(jax.jit, static_argnames=("size", "tree"))
+def _draw_all(laws: tuple, *, size: int, tree: TokenTree) -> tuple[Array, Array]:
+    def outcome(tokens: Array) -> tuple[Array, Array]:
+        text, _, chance = _drawn(tree, laws, size, tokens)
+        return text, chance
+
+    return jax.vmap(outcome)(_all_tokens(tree, size))
+
+
+def _all_tokens(tree: TokenTree, size: int) -> Array:
+    """[T, N] token at each node of all trees."""
+    grid = itertools.product(range(size), repeat=tree.num_nodes - 1)
+    return jnp.asarray([(0, *drawn) for drawn in grid], jnp.int32)
+
+
+def _drawn(tree: TokenTree, laws: tuple, size: int, tokens: Array):
+    """Of one tree the text at each node [N], the laws of its nodes, its chance []."""
+    text = _texts(tree, tokens, size)
+    drawn_from, chance = [], 1.0
+    for group, law in zip(tree.groups, laws, strict=True):
+        of_nodes = jax.tree.map(lambda x, at=text[group.nodes]: x[at], law)
+        children = tokens[group.children]
+        each = jax.vmap(lambda one, x: one.draft_probability(x))(of_nodes, children)
+        chance = chance * jnp.prod(each)
+        drawn_from.append(of_nodes)
+    return text, tuple(drawn_from), chance
 
 
 @functools.partial(jax.jit, static_argnames="tree")

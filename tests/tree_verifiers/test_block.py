@@ -9,8 +9,11 @@ import pytest
 from scipy.stats import chisquare
 
 import globalres_jax as gr
+from globalres_jax.base import TreeDecision
 from globalres_jax.testing import joint_law, random_tables, step_law
+from globalres_jax.transforms import normalized_residual
 from globalres_jax.tree_verifiers import Block, TopDown
+from globalres_jax.tree_verifiers import block as block_module
 
 LENGTH, VOCAB_SIZE = 3, 3
 TREE = gr.tree.chain(LENGTH)
@@ -29,6 +32,26 @@ def single(level, num_drafts):
 def test_a_block_has_the_law_of_the_target(float64):
     law = step_law(Block(), TREE, TARGET, single)
     np.testing.assert_allclose(law, joint_law(TARGET), atol=1e-9)
+
+
+class UncappedRatioAtTheEnd(Block):
+    """Mutant: the last draft is accepted by the ratio of the whole, not cut anywhere.
+
+    As in the released code of hierarchical speculative decoding.
+    """
+
+    def law(self, tree, tokens, p, laws):
+        ends, rest = block_module._ends(tokens, p, laws)
+        q = jnp.stack([law.token_probs[0] for law in laws])
+        at = jnp.arange(LENGTH), tokens[1:]
+        ends = ends.at[-1].set(jnp.minimum(1, jnp.prod(p[at] / q[at])))
+        chance = block_module.chance_of_last(ends)
+        return TreeDecision(chance, normalized_residual(rest, p))
+
+
+def test_mutant_uncapped_ratio_is_caught(float64):
+    law = step_law(UncappedRatioAtTheEnd(), TREE, TARGET, single)
+    assert float(jnp.abs(law - joint_law(TARGET)).max()) > 1e-3
 
 
 def expected_length(rule):

@@ -2,17 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from mutants import ResidualFromTarget
+from mutants import ResidualFromTarget, RowOfTheParent
+from tree_cases import DRAFT, TARGET, VOCAB_SIZE, independent
 
 import globalres_jax as gr
 from globalres_jax import verifiers
 from globalres_jax.draft_laws import likeliest
-from globalres_jax.testing import joint_law, random_tables, step_law
+from globalres_jax.testing import joint_law, step_law
 from globalres_jax.tree_verifiers import TopDown
 
-VOCAB_SIZE = 3
 TREES = {
     "2, 2": gr.tree.branching((2, 2)),
     "3, 1": gr.tree.branching((3, 1)),
@@ -29,14 +28,6 @@ LAWS = {
 RULES = {
     name: rule() for name, rule in verifiers.BY_NAME.items() if "truncated" not in name
 }
-TARGET, DRAFT = (random_tables(np.random.default_rng(i), VOCAB_SIZE, 3) for i in (0, 1))
-# A target that rules some texts out.
-TARGET[1][0] = [0.0, 1.0, 0.0]
-
-
-def independent(q, num_drafts):
-    """Different drafters: rotations of one."""
-    return gr.Independent(jnp.stack([jnp.roll(q, i) for i in range(num_drafts)]))
 
 
 def drafts_by(makers):
@@ -136,19 +127,12 @@ class ForgetsEqualNodes(TopDown):
         return super()._outcomes(drafted._replace(same=alone), alike, node, plan)
 
 
-class RowOfTheParent(TopDown):
-    """Mutant: a token is verified against the row before it."""
-
-    def law(self, tree, tokens, p, laws):
-        return super().law(tree, tokens, p[np.maximum(tree.parents, 0)], laws)
-
-
 @pytest.mark.parametrize(
     "mutant",
     [
         TopDown(ResidualFromTarget()),
         ForgetsEqualNodes(verifiers.GlobalResolution()),
-        RowOfTheParent(verifiers.TargetSample()),
+        RowOfTheParent(TopDown(verifiers.TargetSample())),
     ],
 )
 def test_mutants_of_tree_rules_are_caught(mutant, float64):

@@ -1,7 +1,7 @@
 """Traversal verification: the law of a whole step, and how much it accepts."""
 
 import pytest
-from test_layer import RAGGED, deviation, drafts, iid, similar_tables
+from tree_cases import RAGGED, deviation, drafts, iid, similar_tables
 
 import globalres_jax as gr
 from globalres_jax.testing import expected_length
