@@ -46,34 +46,18 @@ def encode_prompts(tokenizer) -> tuple[jax.Array, jax.Array]:
     return jnp.array(padded), jnp.array([len(row) for row in ids])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-drafts", type=int, default=4)
-    parser.add_argument("--draft-length", type=int, default=4)
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--temp", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the rows here")
-    args = parser.parse_args()
+def compare(
+    ways: dict[str, tuple], target: gr.Model, max_tokens: int, repeats: int
+) -> list[dict]:
+    """Speed and acceptance of every way to write the same texts, in turns.
 
-    target, draft = models.load("embedded"), models.load("embedded-draft")
+    Args:
+      ways: by name the draft, None for plain decoding, and the configuration.
+      target: the model that writes.
+      max_tokens: of each of the texts.
+      repeats: timed calls of each way, after one that compiles.
+    """
     prompts, lengths = encode_prompts(target.tokenizer)
-
-    def config(verifier, num_drafts: int) -> gr.SpeculativeConfig:
-        return gr.SpeculativeConfig(
-            num_drafts=num_drafts,
-            draft_length=args.draft_length,
-            verifier=verifier,
-            temperature=args.temp,
-            top_k=args.top_k,
-        )
-
-    ways = {"plain": (None, config(gr.verifiers.SingleDraft(), 1))}
-    for name, rule in BY_NAME.items():
-        num_drafts = 1 if rule is SingleDraft else args.num_drafts
-        if rule not in LEFT_OUT:
-            ways[name] = (draft, config(rule(), num_drafts))
 
     def call(name: str, seed: int) -> tuple[gr.Generation, float]:
         model, options = ways[name]
@@ -85,7 +69,7 @@ def main() -> None:
             prompts,
             lengths,
             options,
-            max_new_tokens=args.max_tokens,
+            max_new_tokens=max_tokens,
             eos_id=(),
         )
         jax.block_until_ready(result)
@@ -93,14 +77,14 @@ def main() -> None:
 
     first = {name: call(name, 0)[1] for name in ways}
     runs = {name: [] for name in ways}
-    for seed in range(1, args.repeats + 1):
+    for seed in range(1, repeats + 1):
         for name in ways:
             runs[name].append(call(name, seed))
 
     rows = []
     for name, outcomes in runs.items():
         seconds = statistics.median(t for _, t in outcomes)
-        tokens = len(PROMPTS) * args.max_tokens
+        tokens = len(PROMPTS) * max_tokens
         metrics = [result.metrics for result, _ in outcomes]
 
         def total(field: str, metrics=metrics) -> float:
@@ -118,13 +102,12 @@ def main() -> None:
                 "first_call_seconds": first[name],
             }
         )
+    return rows
+
+
+def print_speeds(rows: list[dict]) -> None:
+    """A line for each way, the first of which is plain decoding."""
     plain = rows[0]["tokens_per_second"]
-    print(
-        f"{len(PROMPTS)} prompts, {args.max_tokens} tokens each, "
-        f"{args.num_drafts} paths of {args.draft_length}, temperature {args.temp}, "
-        f"top-k {args.top_k}, {jax.devices()[0].device_kind}, "
-        f"median of {args.repeats}\n"
-    )
     print(
         "| rule | tokens/s | x plain | tokens per target call | accepted | optimum |"
         " first call (s) |"
@@ -138,6 +121,44 @@ def main() -> None:
             f"| {row['optimal_acceptance_rate']:.3f} "
             f"| {row['first_call_seconds']:.1f} |"
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-drafts", type=int, default=4)
+    parser.add_argument("--draft-length", type=int, default=4)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--temp", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    args = parser.parse_args()
+
+    target, draft = models.load("embedded"), models.load("embedded-draft")
+
+    def config(verifier, num_drafts: int) -> gr.SpeculativeConfig:
+        return gr.SpeculativeConfig(
+            num_drafts=num_drafts,
+            draft_length=args.draft_length,
+            verifier=verifier,
+            temperature=args.temp,
+            top_k=args.top_k,
+        )
+
+    ways = {"plain": (None, config(gr.verifiers.SingleDraft(), 1))}
+    for name, rule in BY_NAME.items():
+        num_drafts = 1 if rule is SingleDraft else args.num_drafts
+        if rule not in LEFT_OUT:
+            ways[name] = (draft, config(rule(), num_drafts))
+
+    rows = compare(ways, target, args.max_tokens, args.repeats)
+    print(
+        f"{len(PROMPTS)} prompts, {args.max_tokens} tokens each, "
+        f"{args.num_drafts} paths of {args.draft_length}, temperature {args.temp}, "
+        f"top-k {args.top_k}, {jax.devices()[0].device_kind}, "
+        f"median of {args.repeats}\n"
+    )
+    print_speeds(rows)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
