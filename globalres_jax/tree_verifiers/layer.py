@@ -147,6 +147,21 @@ class LayerResolution:
         token = categorical.draw(numbers[-1], flow.residuals.row(tree, held, p, node))
         return Walk(jnp.asarray(plan.path)[node], level, token)
 
+    def weights(
+        self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple
+    ) -> Array:
+        """Weight w of every node: [N], 1 for the root.
+
+        Of nodes that spell the same text one has the weight of all, the others 0. The
+        mean of their sum over drawn trees, less the root's, is that of the drafts
+        accepted.
+        """
+        if tree.depth == 0:
+            return jnp.ones(1, p.dtype)
+        held = support(tree, laws, p.dtype)
+        weight = self._flow(tree, tokens, p, laws, held).weight
+        return weight[tree.depths, layout(tree).place]
+
     def expected_accepted(
         self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple
     ) -> Array:

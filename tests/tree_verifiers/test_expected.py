@@ -131,15 +131,18 @@ def test_expected_accepted_has_the_mean_of_the_accepted_lengths(float64):
     rule = LayerResolution()
 
     @jax.jit
-    def both(tokens):
+    def every(tokens):
         stop = rule.law(tree, tokens, p, laws).stop
-        return expected_accepted(rule, tree, tokens, p, laws), stop @ tree.depths
+        weights = rule.weights(tree, tokens, p, laws)
+        expected = expected_accepted(rule, tree, tokens, p, laws)
+        return expected, stop @ tree.depths, jnp.sum(weights[1:])
 
     grid = np.stack(np.meshgrid(*[np.arange(VOCAB_SIZE)] * 2, indexing="ij"), -1)
     trees = np.concatenate([np.zeros((9, 1), int), grid.reshape(-1, 2)], axis=1)
-    ours, lengths = jax.vmap(both)(jnp.asarray(trees))
+    ours, lengths, weights = jax.vmap(every)(jnp.asarray(trees))
     chance = np.asarray(laws[0].token_probs)[0][trees[:, 1:]].prod(1)
     np.testing.assert_allclose(ours, chance @ np.asarray(lengths), atol=1e-12)
+    np.testing.assert_allclose(ours, chance @ np.asarray(weights), atol=1e-12)
     assert np.ptp(lengths) > 0.1
 
 
