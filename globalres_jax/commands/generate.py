@@ -9,7 +9,6 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +18,7 @@ from globalres_jax.base import Model
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.loop import Generation, compile_generate
+from globalres_jax.decoding.metrics import described
 from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.drafters.prompt_lookup import PromptLookup
 from globalres_jax.tree_verifiers import BY_NAME as TREE_RULES
@@ -175,22 +175,11 @@ class TimedGeneration:
     """
 
     def __init__(self, result: Generation, compiling: float, running: float):
-        length = int(result.lengths[0])
-        self.tokens = np.asarray(result.tokens[0, :length])
-        self.from_draft = np.asarray(result.from_draft[0, :length])
-        counts = result.metrics
-        names = (
-            "mean_acceptance_length",
-            "acceptance_rate",
-            "optimal_acceptance_rate",
-            "draft_acceptance_rate",
-            "per_position_acceptance_rate",
-            "acceptance_histogram",
-            "num_spec_steps",
-            "num_draft_tokens",
-            "num_accepted_draft_tokens",
-        )
-        self.metrics = {n: np.asarray(getattr(counts, n)[0]).tolist() for n in names}
+        length = int(np.asarray(result.lengths)[0])
+        self.tokens = np.asarray(result.tokens)[0, :length]
+        self.from_draft = np.asarray(result.from_draft)[0, :length]
+        counts = described(result.metrics)
+        self.metrics = {name: np.asarray(x)[0].tolist() for name, x in counts.items()}
         if math.isnan(self.metrics["optimal_acceptance_rate"]):
             self.metrics["optimal_acceptance_rate"] = None  # JSON has no NaN
         self.metrics["tokens_per_second"] = length / running
@@ -200,14 +189,14 @@ class TimedGeneration:
 def _timed(
     args: argparse.Namespace, target: Model, draft: Model | PromptLookup | None, config
 ) -> TimedGeneration:
-    prompt = jnp.asarray([_prompt_tokens(args, target)], jnp.int32)
+    prompt = np.asarray([_prompt_tokens(args, target)], np.int32)
     start = time.perf_counter()
     decode = compile_generate(
         jax.random.key(args.seed),
         target,
         draft,
         prompt,
-        jnp.asarray([prompt.shape[1]]),
+        np.asarray([prompt.shape[1]]),
         config,
         max_new_tokens=args.max_tokens,
     )

@@ -81,7 +81,10 @@ class SpeculativeConfig:
                 f"law: {len(self.law)} laws for a tree of {depth} levels; give one for "
                 "each level, or one for all"
             )
-        self.tree_verifier.check(self.token_tree, self._sample_laws())
+        # Traced and not run, so that nothing is compiled.
+        jax.eval_shape(
+            lambda: self.tree_verifier.check(self.token_tree, self._sample_laws())
+        )
 
     @property
     def token_tree(self) -> TokenTree:
