@@ -69,8 +69,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what makes the `SpeculativeConfig`."""
     parser.add_argument(
         "--verifier",
-        default="global-resolution",
+        default="layer-resolution",
         choices=sorted([*BY_NAME, *TREE_RULES]),
+        help="which rule accepts drafts; every one keeps the target's distribution",
     )
     parser.add_argument(
         "--law",
@@ -81,9 +82,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-drafts",
         type=int,
-        help="drafted paths (4; 1 for single-draft and prompt-lookup)",
+        help="drafted paths (1 on a CPU, for single drafts and prompt-lookup; else 3)",
     )
-    parser.add_argument("--draft-length", type=int, default=4, help="tokens a path")
+    parser.add_argument("--draft-length", type=int, default=5, help="tokens a path")
     parser.add_argument("--temp", type=float, default=1.0, help="0 is greedy")
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)
@@ -132,7 +133,7 @@ def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
     if num_drafts is None:
         single = isinstance(verifier, SingleDraft | Block)
         single = single or draft_name == "prompt-lookup"
-        num_drafts = 1 if single else 4
+        num_drafts = 1 if single else None
     return SpeculativeConfig(
         num_drafts=num_drafts,
         draft_length=args.draft_length,
@@ -264,7 +265,12 @@ def _show(args: argparse.Namespace, target: Model, results: dict) -> None:
         "{:.2f}",
     )
     row("acceptance rate", "acceptance_rate", "{:.3f}")
-    row("optimal acceptance rate, same positions", "optimal_acceptance_rate", "{:.3f}")
+    if spoken.metrics["optimal_acceptance_rate"] is not None:
+        row(
+            "optimal acceptance rate, same positions",
+            "optimal_acceptance_rate",
+            "{:.3f}",
+        )
     row("tokens per second", "tokens_per_second", "{:.1f}")
     row("first call, compilation included (s)", "seconds_with_compilation", "{:.1f}")
     console.print(table)
