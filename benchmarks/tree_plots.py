@@ -54,7 +54,7 @@ def plot_accepted(rows: list[dict], path: Path) -> None:
     )
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
