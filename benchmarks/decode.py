@@ -114,11 +114,12 @@ def print_speeds(rows: list[dict]) -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for row in rows:
+        optimum = f"{row['optimal_acceptance_rate']:.3f}".replace("nan", "-")
         print(
             f"| {row['rule']} | {row['tokens_per_second']:.0f} "
             f"| {row['tokens_per_second'] / plain:.2f} "
             f"| {row['mean_acceptance_length']:.2f} | {row['acceptance_rate']:.3f} "
-            f"| {row['optimal_acceptance_rate']:.3f} "
+            f"| {optimum} "
             f"| {row['first_call_seconds']:.1f} |"
         )
 
