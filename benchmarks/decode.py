@@ -125,7 +125,7 @@ def print_speeds(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--num-drafts", type=int, default=4)
     parser.add_argument("--draft-length", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=64)
@@ -161,7 +161,7 @@ def main() -> None:
     )
     print_speeds(rows)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        args.json.write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

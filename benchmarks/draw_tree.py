@@ -137,7 +137,7 @@ def picture(tree: TokenTree, drawn: Drawn, tokenizer, args) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--target", default="embedded")
     parser.add_argument("--draft", default="embedded-draft")

@@ -55,7 +55,7 @@ def read_prompts(path: Path | None) -> list[str]:
     """Prompts, one a line, or the first of the `turns` in each line of JSON."""
     if path is None:
         return list(PROMPTS)
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
     if path.suffix == ".jsonl":
         return [json.loads(line)["turns"][0] for line in lines]
     return lines

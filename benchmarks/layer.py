@@ -85,7 +85,7 @@ def report(name: str, function, problems: list, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--draft-top-k", type=int, default=256)
     parser.add_argument("--shape", default="4x4")

@@ -154,7 +154,7 @@ def best_ways(pair, rows: list[dict], args) -> dict[str, tuple]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--target", default="embedded")
     parser.add_argument("--draft", default="embedded-draft")
     parser.add_argument("--prompts", type=Path, help="one a line, or .jsonl: turns")
@@ -178,7 +178,7 @@ def arguments() -> argparse.Namespace:
 
 def write(path: Path | None, everything: dict) -> None:
     if path is not None:
-        path.write_text(json.dumps(everything, indent=2) + "\n")
+        path.write_text(json.dumps(everything, indent=2) + "\n", "utf-8")
 
 
 def main() -> None:
