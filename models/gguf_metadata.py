@@ -151,6 +151,7 @@ def _check(file: GGUFFile, described: Description) -> None:
     wanted = {
         "attention.value_length": features,
         "rope.dimension_count": features,
+        "rope.scaling.attn_factor": 1,
         "attention.causal": True,
         "expert_count": 0,
     }
