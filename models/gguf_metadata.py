@@ -83,9 +83,10 @@ def describe(file: GGUFFile, defaults: Mapping[str, Any]) -> Description:
     names |= {"rope_scaling": f"{family}.rope.scaling", "layer_types": names[PERIOD]}
     names["vocab_size"] = f"{_EMBEDDING}'s number of rows"
     if isinstance(options.get(PERIOD), list):
-        kinds = {True: "sliding_attention", False: "full_attention"}
-        flags = options.pop(PERIOD)
-        options["layer_types"] = [kinds.get(flag, flag) for flag in flags]
+        kinds = ("full_attention", "sliding_attention")
+        options["layer_types"] = [
+            kinds[flag] if _is_flag(flag) else flag for flag in options.pop(PERIOD)
+        ]
     if family == "gemma3":
         options |= _gemma3(options)
         names["sliding_window_pattern"] = names[PERIOD]
@@ -171,6 +172,11 @@ def _check(file: GGUFFile, described: Description) -> None:
                 f"source: {file.path}: tensor {ROPE_FACTORS} must have {features // 2} "
                 "positive numbers"
             )
+
+
+def _is_flag(value: Any) -> bool:
+    """Whether a value is true, false, or a number for one of them."""
+    return isinstance(value, int) and value in (0, 1)
 
 
 def _number(value: Any) -> Any:

@@ -88,8 +88,7 @@ CASES = {
             max_window_layers=0,
             sliding_window=None,
         ),
-        SMALL
-        | dict(num_key_value_heads=2, use_sliding_window=True, layer_types=KINDS),
+        SMALL | dict(num_key_value_heads=2, use_sliding_window=True, layer_types=KINDS),
     ],
     "qwen3": [
         {},
@@ -184,7 +183,9 @@ def main() -> None:
         for kind, cases in CASES.items()
         for options in cases
     ]
-    (HERE / "configurations.json").write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
+    (HERE / "configurations.json").write_text(
+        "[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n"
+    )
     print(len(found), "configurations")
 
 
