@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from globalres_jax.models.description import Description
 from globalres_jax.models.gguf_file import GGUFFile
 from globalres_jax.models.gguf_vocabulary import (
     CONTROL,
@@ -131,20 +130,29 @@ def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "vocab": {token: index for index, token in enumerate(vocabulary.tokens)},
-            "merges": _listed_merges(described),
+            "merges": _listed_merges(vocabulary),
             # Llama 3 takes whole words of its vocabulary as they are.
             "ignore_merges": pre in ("llama-bpe", "llama3", "llama-v3", "tekken"),
         },
     }
 
 
-def _listed_merges(described: Description) -> list[str]:
-    """The merges of a file, two pieces each."""
-    merges = described.get("merges")
+def _listed_merges(vocabulary: Vocabulary) -> list[str]:
+    """The merges of a file: two tokens each that make a third."""
+    described = vocabulary.described
+    merges, tokens = described.get("merges"), set(vocabulary.tokens)
     if not isinstance(merges, list) or not all(
         isinstance(pair, str) and " " in pair[1:-1] for pair in merges
     ):
         raise described.error("merges", "a list of two pieces each, a space between")
+    for pair in merges:
+        cut = pair.index(" ", 1)
+        pieces = pair[:cut], pair[cut + 1 :]
+        if not {*pieces, "".join(pieces)} <= tokens:
+            raise ValueError(
+                f"source: {described.origin}: {described.name('merges')} has {pair!r}, "
+                "whose pieces or whole are no tokens"
+            )
     return merges
 
 

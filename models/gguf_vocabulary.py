@@ -19,7 +19,13 @@ ENDS = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>"),
     *("<|calls|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>"),
     *("_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>"),
-    *("<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "<|ifm|im_end|>", "[e~["),  # noqa: RUF001
+    *(
+        "<turn|>",
+        "<|tool_response>",
+        "<\uff5cend▁of▁sentence\uff5c>",
+        "<|ifm|im_end|>",
+        "[e~[",
+    ),
 )
 
 #: What parts code from code; each ends a text, unless the file names another one.
