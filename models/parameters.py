@@ -82,7 +82,7 @@ def settle_head(
         path: family.tensor_name(path, source.scheme)
         for path, _ in nnx.to_flat_state(parameter_shapes(config))
     }
-    if config.tied and embedding not in found:
+    if config.tied and embedding not in found and head in found:
         names["embedding", "weight"] = head
     return config, names
 
@@ -93,12 +93,11 @@ def _same(source: TensorSource, one: str, other: str) -> bool:
     if not shape or shape != source.shape(other):
         return False
     step = max(1, _BLOCK // max(1, math.prod(shape[1:])))
-    return all(
-        np.array_equal(
-            *(source.read(name, start, start + step) for name in (one, other))
-        )
-        for start in range(0, shape[0], step)
-    )
+    for start in range(0, shape[0], step):
+        rows = start, min(start + step, shape[0])
+        if not np.array_equal(source.read(one, *rows), source.read(other, *rows)):
+            return False
+    return True
 
 
 def load_parameters(
