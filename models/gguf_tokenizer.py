@@ -67,13 +67,19 @@ for _same in ("llama3", "llama-v3"):
     _PRE_TOKENIZERS[_same] = _PRE_TOKENIZERS["llama-bpe"]
 
 
-def read_tokenizer(file: GGUFFile) -> Tokenizer:
+def read_tokenizer(
+    file: GGUFFile, vocabulary: Vocabulary | None = None
+) -> Tokenizer:
     """The file's tokenizer.
+
+    Args:
+      file: an open file.
+      vocabulary: what `read_vocabulary` has read of it, if it has.
 
     Raises:
       ValueError: there is none, or it is of a kind not supported; it is named.
     """
-    vocabulary = read_vocabulary(file)
+    vocabulary = vocabulary or read_vocabulary(file)
     make = _byte_level if vocabulary.model == "gpt2" else _sentence_piece
     definition = make(vocabulary)
     definition["added_tokens"] = [

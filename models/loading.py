@@ -97,14 +97,15 @@ def _model(source: TensorSource, family: Family, tokenizer, ends, dtype, mesh) -
 def _from_gguf(path: Path, dtype, mesh) -> Model:
     # The package that reads these files is slow to import, and only they need it.
     from globalres_jax.models.gguf_file import GGUFFile
-    from globalres_jax.models.gguf_tokenizer import end_tokens, read_tokenizer
+    from globalres_jax.models.gguf_tokenizer import read_tokenizer
+    from globalres_jax.models.gguf_vocabulary import read_vocabulary
 
     file = GGUFFile(path)
     family = _family(file, "architecture", file.architecture, "gguf")
-    tokenizer = read_tokenizer(file)
-    return _model(
-        file, family, tokenizer, lambda _: end_tokens(file) or None, dtype, mesh
-    )
+    vocabulary = read_vocabulary(file)
+    tokenizer = read_tokenizer(file, vocabulary)
+    ends = vocabulary.ends or None
+    return _model(file, family, tokenizer, lambda _: ends, dtype, mesh)
 
 
 def _from_folder(folder: Path, dtype, mesh) -> Model:
