@@ -96,7 +96,12 @@ class GGUFFile:
     def _other_parts(self) -> list[Path]:
         """The other files of a model that was split."""
         count, part = self.metadata("split.count", 1), self.metadata("split.no", 0)
-        if not is_whole(count) or not is_whole(part) or count <= 1:
+        if not is_whole(count) or not is_whole(part):
+            raise ValueError(
+                f"source: {self.path}: split.count and split.no must be whole numbers; "
+                f"got {shown(count)} and {shown(part)}"
+            )
+        if count <= 1:
             return []
         named = _PART.fullmatch(self.path.name)
         if part != 0 or named is None or int(named["count"]) != count:

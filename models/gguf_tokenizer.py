@@ -67,9 +67,7 @@ for _same in ("llama3", "llama-v3"):
     _PRE_TOKENIZERS[_same] = _PRE_TOKENIZERS["llama-bpe"]
 
 
-def read_tokenizer(
-    file: GGUFFile, vocabulary: Vocabulary | None = None
-) -> Tokenizer:
+def read_tokenizer(file: GGUFFile, vocabulary: Vocabulary | None = None) -> Tokenizer:
     """The file's tokenizer.
 
     Args:

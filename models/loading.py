@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from globalres_jax.base import Model, NewCache
 from globalres_jax.models.decoder import DecoderFn
-from globalres_jax.models.description import Description, is_whole
+from globalres_jax.models.description import Description, is_whole, shown
 from globalres_jax.models.family import Family
 from globalres_jax.models.gemma import GEMMA2, GEMMA3
 from globalres_jax.models.hub import GEMMA, download, packaged
@@ -45,7 +45,8 @@ def load(source: str | os.PathLike, dtype=None, mesh: Mesh | None = None) -> Mod
       source: "embedded" or "embedded-draft" (a Shakespeare pair that ships with the
         package); "gemma3-270m" (with the extra `[gemma3]`); a folder with
         `config.json` and safetensors, whole or sharded, and a `tokenizer.json` there or
-        one folder above; a `.gguf` file; or the id of a model on the Hugging Face hub,
+        one folder above; a `.gguf` file, the first if a model was split into several;
+        or the id of a model on the Hugging Face hub,
         "owner/name".
       dtype: of weights and cache; if None float32 on a CPU, bfloat16 on accelerators.
         Norms stay float32.
@@ -58,6 +59,8 @@ def load(source: str | os.PathLike, dtype=None, mesh: Mesh | None = None) -> Mod
       FileNotFoundError: the source, or a file of it, is not there.
       ValueError: a file cannot be read or does not fit.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(f"source: must be a name or a path; got {shown(source)}")
     dtype = default_dtype(mesh) if dtype is None else jnp.dtype(dtype)
     path = packaged() if source == GEMMA else Path(NAMED.get(str(source), source))
     if path.suffix == ".gguf":

@@ -76,6 +76,9 @@ class SafetensorsFolder:
         kinds = {name: part.get_dtype() for name, part in self._slices.items()}
         odd = sorted(n for n, kind in kinds.items() if kind not in SUPPORTED_TYPES)
         how = self._described.get("quantization_config")
+        if how is None and self.has_images:
+            text = self._described.within("text_config")
+            how = text.options.get("quantization_config")
         if not odd and how is None:
             return
         method = how.get("quant_method") if isinstance(how, dict) else how

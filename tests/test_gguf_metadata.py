@@ -184,6 +184,23 @@ def test_parts_of_a_model_are_named(tmp_path):
         gr.models.load(files[0])
 
 
+def test_factors_of_rotations_belong_to_llama(tmp_path):
+    """And there are as many as a head has pairs of features, all above zero."""
+    factors = np.ones(4, np.float32)
+
+    def tokens(writer, vocab_size):
+        plain_tokens(writer, vocab_size)
+        writer.add_tensor("rope_freqs.weight", factors)
+
+    for name in ("gemma2", "qwen3"):
+        with pytest.raises(ValueError, match=r"has unknown ones \[rope_freqs.weight\]"):
+            gr.models.load(write(tmp_path / "m.gguf", name, tokens=tokens))
+    for factors in (np.ones(3), np.zeros(4), np.full(4, np.nan), -np.ones(4)):
+        factors = factors.astype(np.float32)
+        with pytest.raises(ValueError, match=r"rope_freqs.weight must have 4 positive"):
+            gr.models.load(write(tmp_path / "m.gguf", "llama2", tokens=tokens))
+
+
 def test_layers_that_are_not_there_are_seen_before_any_is_built(tmp_path):
     for count in (4, 10**6, 2**31 - 1):
         path = write(tmp_path / "m.gguf", "llama2", keys={"block_count": count})

@@ -155,6 +155,12 @@ def test_parts_of_a_model_of_text_and_images(tmp_path):
         refused(tmp_path / "m", whole | {"text_config": value}, "got 26", value)
 
 
+def test_sources_that_are_neither_names_nor_paths():
+    for value in (None, 5, [], {}, b"x"):
+        with pytest.raises(ValueError, match="source: must be a name or a path; got "):
+            gr.models.load(value)
+
+
 def test_what_generation_ends_at(tmp_path):
     options = link(tmp_path / "m", "llama2")
     (tmp_path / "m" / "config.json").write_text(json.dumps(options))
@@ -169,3 +175,30 @@ def test_what_generation_ends_at(tmp_path):
             gr.models.load(tmp_path / "m")
     place.write_text('{"eos_token_id": [3, 5]}')
     assert gr.models.load(tmp_path / "m").eos_id == (3, 5)
+
+
+def test_tokenizers_that_are_none(tmp_path):
+    """Merges that make no token, at which the library panics, among them."""
+    options = link(tmp_path / "m", "llama2")
+    (tmp_path / "m" / "config.json").write_text(json.dumps(options))
+    place = tmp_path / "m" / "tokenizer.json"
+    vocab = {"a": 0, "b": 1, "é": 2, "aé": 3}
+    for model in (
+        {"merges": ["a b"]},
+        {"merges": ["a"]},
+        {"merges": ["a x"]},
+        {"merges": [["a", "b", "é"]]},
+        {"merges": 5},
+        {"merges": [5]},
+        {"merges": [], "vocab": {"a": -1}},
+        {"merges": [], "vocab": ["a"]},
+        {"merges": ["a é"], "continuing_subword_prefix": "#"},
+        {"merges": ["a é"], "continuing_subword_prefix": 5},
+        {"merges": [[], None], "continuing_subword_prefix": "#"},
+        {"type": "x"},
+    ):
+        definition = {"model": {"type": "BPE", "vocab": vocab} | model}
+        for text in (json.dumps({"version": "1.0"} | definition), '{"model":'):
+            place.write_text(text)
+            with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer: "):
+                gr.models.load(tmp_path / "m")

@@ -114,6 +114,22 @@ def test_keys_of_a_tokenizer(tmp_path, lies):
             gr.models.load(file)
 
 
+def test_parts(tmp_path, lies):
+    file = write(tmp_path / "m.gguf", "llama2")
+    for value in (*NEVER, 2.5, "8", 2, 10**12):
+        for key in ("split.count", "split.no"):
+            lies.clear()
+            lies |= {"split.count": 2, key: value}
+            if value == -1 and key == "split.count":
+                continue
+            with pytest.raises(ValueError, match=r"split.*whole numb|was split into"):
+                gr.models.load(file)
+    lies.clear()
+    lies["split.tensors.count"] = 5
+    with pytest.raises(ValueError, match=r"have 30 tensors; split.tensors.count says"):
+        gr.models.load(file)
+
+
 def test_bytes_that_differ_are_no_other_error(tmp_path, monkeypatch):
     """Any byte of the header wrong: the file is refused, or is another model."""
     monkeypatch.setattr(jax, "make_array_from_callback", lambda *_: None)
