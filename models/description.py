@@ -125,6 +125,11 @@ class Description:
             raise self.error(name, "such that rotations pair the features of a head")
         return features
 
+    @property
+    def epsilon(self) -> float:
+        """What norms add to a mean square, more than nothing in float32."""
+        return self.number("rms_norm_eps", 1e-30, 1)
+
     def attention(self, **changes: Any) -> AttentionShape:
         """Shape of the attention, with a family's own `changes`."""
         heads = self.whole("num_attention_heads", 1, MOST_HEADS)

@@ -62,7 +62,7 @@ def _configure(described: Description, layers: tuple[Layer, ...], **attention):
         layers=layers,
         attention=attention,
         mlp_width=described.whole("intermediate_size"),
-        norm_eps=described.number("rms_norm_eps", below=1),
+        norm_eps=described.epsilon,
         tied=described.flag("tie_word_embeddings"),
         embedding_scale=attention.width**0.5,
         logit_cap=_cap(described, "final_logit_softcapping"),
@@ -103,7 +103,7 @@ def configure_gemma3(described: Description) -> DecoderConfig:
         rope_of_full_layers(described),
         rope_of_sliding_layers(described),
     )
-    eps = described.number("rms_norm_eps", below=1)
+    eps = described.epsilon
     return _configure(described, layers, qk_norm_eps=eps)
 
 

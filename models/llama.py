@@ -50,7 +50,7 @@ def decoder_config(
         layers=layers,
         attention=attention,
         mlp_width=described.whole("intermediate_size"),
-        norm_eps=described.number("rms_norm_eps", below=1),
+        norm_eps=described.epsilon,
         tied=described.flag("tie_word_embeddings"),
     )
 

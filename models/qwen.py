@@ -35,7 +35,7 @@ def configure_qwen2(described: Description) -> DecoderConfig:
 
 def configure_qwen3(described: Description) -> DecoderConfig:
     """The shape that a description stands for."""
-    eps = described.number("rms_norm_eps", below=1)
+    eps = described.epsilon
     attention = biased_attention(described, qk_norm_eps=eps)
     return decoder_config(described, _layers(described), attention)
 

@@ -40,10 +40,9 @@ def context_length(described: Description, stretched: bool) -> int | None:
     if not described.says("max_position_embeddings"):
         return None
     length = described.whole("max_position_embeddings")
-    if stretched:
+    if stretched or _type(_shared(described)) != "linear":
         return length
-    options = _shared(described)
-    return int(length * _scale(options)) if _type(options) == "linear" else length
+    return max(1, int(length * _scale(_shared(described))))
 
 
 def _shared(described: Description) -> Description:
@@ -73,9 +72,9 @@ def _of_kind(described: Description, kind: str) -> Description:
 def _rope(described: Description, options: Description, base: str) -> Rope:
     """The rotation of some options, its base in `described` if they do not say it."""
     if "rope_theta" in options.options:
-        theta = options.number("rope_theta")
+        theta = options.number("rope_theta", 1)
     else:
-        theta = described.number(base)
+        theta = described.number(base, 1)
     for place in (described, options):
         part = "partial_rotary_factor"
         if place.says(part) and place.get(part) != 1:
@@ -102,7 +101,7 @@ def _type(options: Description) -> str:
 
 
 def _scale(options: Description) -> float:
-    return options.number("factor")
+    return options.number("factor", 1e-3, 1e6)
 
 
 def _llama3(described: Description, options: Description, theta: float):
@@ -118,7 +117,7 @@ def _llama3(described: Description, options: Description, theta: float):
     return llama3_factors(
         theta,
         described.head_dim,
-        factor=options.number("factor"),
+        factor=_scale(options),
         low_freq_factor=low,
         high_freq_factor=options.number("high_freq_factor", low),
         original_max_position_embeddings=place.whole(name),

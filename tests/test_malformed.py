@@ -29,7 +29,7 @@ COMMON = {
     "num_hidden_layers": (*SIZE, 10**9, 2**31 - 1, 10**6),
     "num_attention_heads": SIZE,
     "num_key_value_heads": (*NULLABLE_SIZE, 3),
-    "rms_norm_eps": (*NUMBER, 1, 2.0),
+    "rms_norm_eps": (*NUMBER, 1, 2.0, 1e-320),
     "max_position_embeddings": NULLABLE_SIZE,
     "tie_word_embeddings": FLAG,
     "rope_parameters": OBJECT,
@@ -76,7 +76,7 @@ OWN = {
 }
 #: Parts of `rope_scaling` for each of its kinds.
 SCALING = {
-    "linear": {"factor": NUMBER, "rope_theta": NUMBER},
+    "linear": {"factor": (*NUMBER, 1e-9, 1e9), "rope_theta": (*NUMBER, 1)},
     "llama3": {
         "factor": NUMBER,
         "low_freq_factor": [x for x in NUMBER if x != 0],
