@@ -21,7 +21,7 @@ def parts(name):
     tensors = {}
     for file in sorted((DATA / name).glob("*.safetensors")):
         tensors |= load_file(file)
-    return tensors, json.loads((DATA / name / "config.json").read_text())
+    return tensors, json.loads((DATA / name / "config.json").read_text("utf-8"))
 
 
 def folder(path, tensors, options):

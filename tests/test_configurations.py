@@ -12,7 +12,7 @@ from globalres_jax.models.rope_options import context_length
 from globalres_jax.models.safetensors_folder import SafetensorsFolder
 
 #: Made by transformers, see `make_configurations.py`.
-CONFIGURATIONS = json.loads((DATA / "configurations.json").read_text())
+CONFIGURATIONS = json.loads((DATA / "configurations.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")

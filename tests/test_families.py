@@ -134,13 +134,15 @@ def assert_same(one, other):
 
 
 def family_of(name):
-    kind = json.loads((DATA / name / "config.json").read_text())["architectures"][0]
+    kind = json.loads((DATA / name / "config.json").read_text("utf-8"))[
+        "architectures"
+    ][0]
     return next(f for f in gr.models.FAMILIES if kind in f.architectures)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_saved_loads_as_it_was(name, tmp_path):
-    options = json.loads((DATA / name / "config.json").read_text())
+    options = json.loads((DATA / name / "config.json").read_text("utf-8"))
     for dtype in (jnp.float32, jnp.bfloat16):
         folder = tmp_path / str(jnp.dtype(dtype))
         model = gr.models.load(DATA / name, dtype)
@@ -159,7 +161,7 @@ def test_drafting_layers_share_the_weights(tmp_path):
     ours, theirs = (jax.tree.leaves(part) for part in (blocks[0][2], blocks[1][1]))
     assert all(a is b for a, b in zip(ours, theirs, strict=True))
     # They are the model whose checkpoint has these layers alone.
-    options = json.loads((DATA / "qwen3" / "config.json").read_text())
+    options = json.loads((DATA / "qwen3" / "config.json").read_text("utf-8"))
     options |= {"num_hidden_layers": 2, "layer_types": options["layer_types"][:2]}
     save(tmp_path / "m", family_of("qwen3"), options, draft.params)
     assert_same(gr.models.load(tmp_path / "m"), draft)
@@ -186,7 +188,7 @@ def broken(tmp_path, name="llama2", **changes):
     folder = tmp_path / "model"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(DATA / name, folder)
-    described = json.loads((folder / "config.json").read_text())
+    described = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps(described | changes))
     return folder
 
@@ -252,7 +254,7 @@ def test_the_context_is_what_the_checkpoint_says(tmp_path):
     assert [model.context_length for model in pair] == [64, 64]
     # Only a linear stretch is not in the number yet, and in Gemma 3's it is.
     linear = {"rope_type": "linear", "factor": 4.0}
-    options = json.loads((DATA / "llama3" / "config.json").read_text())
+    options = json.loads((DATA / "llama3" / "config.json").read_text("utf-8"))
     for changes, length in (
         ({"max_position_embeddings": None}, None),
         ({"rope_parameters": linear}, 256),
@@ -266,7 +268,7 @@ def test_the_context_is_what_the_checkpoint_says(tmp_path):
 def test_older_configurations_mean_the_same():
     """`rope_theta` and `rope_scaling`, as before transformers 5."""
     for name in ("llama3", "gemma3"):
-        options = json.loads((DATA / name / "config.json").read_text())
+        options = json.loads((DATA / name / "config.json").read_text("utf-8"))
         defaults = family_of(name).defaults
         new = Description(options, "new", defaults)
         whole = options["rope_parameters"]

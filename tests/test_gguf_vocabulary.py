@@ -11,7 +11,7 @@ from globalres_jax.models.gguf_tokenizer import end_tokens, read_tokenizer
 from globalres_jax.models.gguf_vocabulary import ENDS, read_vocabulary
 
 #: Made by llama.cpp, see `make_vocabularies.py`.
-GOLDEN = json.loads((DATA / "vocabularies.json").read_text())
+GOLDEN = json.loads((DATA / "vocabularies.json").read_text("utf-8"))
 TEXTS = ("a ab -- it's 12345 $5..", "x=1+2; --a\n\n  (abc) 1234é", "")
 CASES = cases()
 GROUPS = sorted({name.split()[0] for name in CASES})

@@ -93,7 +93,7 @@ def link(folder, name):
     folder.mkdir()
     for file in (DATA / name).glob("*.safetensors*"):
         os.symlink(file, folder / file.name)
-    return json.loads((DATA / name / "config.json").read_text())
+    return json.loads((DATA / name / "config.json").read_text("utf-8"))
 
 
 def refused(folder, options, name, value):
