@@ -10,6 +10,7 @@ from pathlib import Path
 import tokenizers
 
 from globalres_jax.models.safetensors_folder import read_json
+from globalres_jax.models.tokenizer_definition import open_tokenizer
 
 TOKENIZER, OPTIONS = "tokenizer.json", "tokenizer_config.json"
 
@@ -61,7 +62,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _backend(self) -> tokenizers.Tokenizer:
-        return tokenizers.Tokenizer.from_str(self.definition)
+        return open_tokenizer(self.definition)
 
     @property
     def vocab_size(self) -> int:

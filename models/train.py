@@ -43,6 +43,7 @@ from globalres_jax.models.tokenizer import TOKENIZER
 COMMON = dict(
     model_type="llama",
     dtype="bfloat16",
+    max_position_embeddings=None,  # none is known
     hidden_act="silu",
     rms_norm_eps=1e-6,
     rope_theta=10_000.0,
@@ -170,7 +171,9 @@ def read_corpus(args: argparse.Namespace) -> Corpus:
 def new_student(shape: dict[str, int], vocab_size: int, seed: int) -> Student:
     """A model of this shape with random parameters."""
     options = {"vocab_size": vocab_size, **shape, **COMMON}
-    function = DecoderFn(LLAMA.configure(Description(options, "train.py")))
+    function = DecoderFn(
+        LLAMA.configure(Description(options, "train.py", LLAMA.defaults))
+    )
     params = initial_parameters(jax.random.key(seed), function.config)
     return Student(options, function, params)
 
