@@ -17,6 +17,8 @@ from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.evaluation import compare_laws
 from globalres_jax.transforms import probabilities
 
+SUMMARY = "Mean acceptance rate of every rule, and of the optimum, on a file of logits."
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""

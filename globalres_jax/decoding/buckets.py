@@ -58,12 +58,21 @@ def bucket_sizes(config: SpeculativeConfig, width: int, room: int) -> Sizes:
     return Sizes(min(wide, capacity), roomy, capacity)
 
 
-def as_array(values: Any) -> Array | np.ndarray:
-    """An array of JAX as it is, or of what `jit` traces; else one on the host."""
+def as_array(name: str, values: Any) -> Array | np.ndarray:
+    """An array of JAX as it is, or of what `jit` traces; else one on the host.
+
+    Raises:
+      ValueError: rows of different lengths; the argument is named.
+    """
     if isinstance(values, jax.Array):
         return values
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
-    return jnp.asarray(values) if traced else np.asarray(values)
+    try:
+        return jnp.asarray(values) if traced else np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: rows of different lengths; pad them on the right to one length"
+        ) from error
 
 
 def pad_prompts(prompts: Array | np.ndarray, width: int) -> Array:

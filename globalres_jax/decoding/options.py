@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
+from globalres_jax.decoding.kinds import wrong_kind
 from globalres_jax.transforms import check_filters, probabilities
-from globalres_jax.validation import is_concrete
+from globalres_jax.validation import LARGEST, as_integer, is_concrete
+
+_NAMES = ("temperature", "top_k", "top_p", "min_p")
 
 
 @jax.tree_util.register_dataclass
@@ -44,8 +47,14 @@ class SamplingOptions:
 
     def __post_init__(self):
         values = (self.temperature, self.top_k, self.top_p, self.min_p)
+        for name, value in zip(_NAMES, values, strict=True):
+            is_text = isinstance(value, np.ndarray) and value.dtype.kind not in "iuf"
+            if isinstance(value, str | bytes | dict) or is_text:
+                raise wrong_kind(name, "a number, or one for each row", value)
         if not all(value is None or _is_number(value) for value in values):
             return  # JAX rebuilds pytrees with placeholders for leaves
+        if isinstance(self.top_k, int):
+            object.__setattr__(self, "top_k", min(self.top_k, LARGEST))
         check_filters(*values)
         if is_concrete(self.temperature):
             greedy = bool(np.all(np.asarray(self.temperature) == 0))
@@ -53,6 +62,9 @@ class SamplingOptions:
         if self.top_k is None or not is_concrete(self.top_k):
             return
         largest = int(np.max(np.asarray(self.top_k)))
+        if self.max_top_k is not None:
+            most = as_integer("max_top_k", self.max_top_k, 1)
+            object.__setattr__(self, "max_top_k", most)
         if self.max_top_k is None:
             object.__setattr__(self, "max_top_k", largest)
         elif largest > self.max_top_k:
@@ -70,9 +82,9 @@ class SamplingOptions:
 
         def rows(name: str, dtype) -> Array | None:
             value = getattr(self, name)
-            if value is None:
+            if value is None and name != "temperature":
                 return None
-            array = jnp.asarray(value, dtype)
+            array = _as_array(name, value).astype(dtype)
             if array.shape not in ((), (batch,)):
                 raise ValueError(
                     f"{name}: expected a number or {batch}, one for each row, got "
@@ -137,3 +149,18 @@ class FilteredRows:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | jax.Array | np.ndarray | np.generic)
+
+
+def _as_array(name: str, value: Any) -> Array:
+    """A number, or several, as an array; TypeError for what is none."""
+    wanted = jnp.integer if name == "top_k" else jnp.number
+    shown = "an integer" if name == "top_k" else "a number"
+    error = wrong_kind(name, f"{shown}, or one for each row", value)
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as reason:
+        raise error from reason
+    is_real = not jnp.issubdtype(array.dtype, jnp.complexfloating)
+    if not (jnp.issubdtype(array.dtype, wanted) and is_real):
+        raise error
+    return array

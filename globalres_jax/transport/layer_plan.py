@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.numerics.rows import with_types_of
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transport.derivatives import with_derivatives
 from globalres_jax.transport.layer_drafts import LayerDrafts, SingleDrafts
@@ -61,7 +62,7 @@ def solve_layer(
         number = counts.astype(target.dtype)
         kind = LayerRace if isinstance(drafts, SingleDrafts) else SetRace
         race = kind(target.reshape(-1), drafts, number, missing)
-        return _raced(race, solver)
+        return with_types_of(one_draft(), _raced(race, solver))
 
     return jax.lax.cond(drafts.size * jnp.sum(counts) > 1, several, one_draft)
 
