@@ -18,7 +18,7 @@ from globalres_jax.decoding.kinds import (
     to_tree,
     to_verifier,
 )
-from globalres_jax.decoding.options import SamplingOptions
+from globalres_jax.decoding.options import SamplingOptions, broken_rows, mended
 from globalres_jax.draft_laws import IID
 from globalres_jax.numerics.largest import nearly_largest
 from globalres_jax.tree import TokenTree, check_size, paths
@@ -210,6 +210,8 @@ class SampledPolicy:
         support = options.max_support or self.vocab_size
         size = min(self.config.draft_top_k, self.vocab_size, support)
         size = max(size, num_drafts)
+        # Any law will do that is a law: what is drawn from it is what is verified.
+        logits = mended(logits, broken_rows(logits))
         if size >= self.vocab_size:
             return _of_each(make, num_drafts, options.to_probabilities(logits))
         logits, tokens = nearly_largest(logits, size)

@@ -57,12 +57,16 @@ class Generation(NamedTuple):
       lengths: [B] number of tokens emitted.
       from_draft: [B, T] bool, the token had been drafted.
       metrics: counts and rates, see `Metrics`.
+      failed: [B] bool, the row ended since what the target said next was no
+        distribution: a NaN among its logits, or nothing but -inf. The tokens before it
+        are as they should be.
     """
 
     tokens: Array
     lengths: Array
     from_draft: Array
     metrics: Metrics
+    failed: Array
 
 
 def generate(
@@ -253,5 +257,7 @@ def _decode(
 
     text = empty_text(len(prompts), room, config.pad_id)
     state, text = jax.lax.while_loop(is_running, step, (state, text))
-    result = Generation(text.tokens, text.lengths, text.from_draft, state.metrics)
+    result = Generation(
+        text.tokens, text.lengths, text.from_draft, state.metrics, state.failed
+    )
     return gather(mesh, result)

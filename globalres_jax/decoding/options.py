@@ -11,7 +11,7 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.decoding.kinds import wrong_kind
-from globalres_jax.transforms import check_filters, probabilities
+from globalres_jax.transforms import check_filters, probabilities, safe_temperature
 from globalres_jax.validation import LARGEST, as_integer, is_concrete
 
 _NAMES = ("temperature", "top_k", "top_p", "min_p")
@@ -48,7 +48,7 @@ class SamplingOptions:
     def __post_init__(self):
         values = (self.temperature, self.top_k, self.top_p, self.min_p)
         for name, value in zip(_NAMES, values, strict=True):
-            is_text = isinstance(value, np.ndarray) and value.dtype.kind not in "iuf"
+            is_text = isinstance(value, np.ndarray) and value.dtype.kind not in "iufV"
             if isinstance(value, str | bytes | dict) or is_text:
                 raise wrong_kind(name, "a number, or one for each row", value)
         if not all(value is None or _is_number(value) for value in values):
@@ -84,7 +84,10 @@ class SamplingOptions:
             value = getattr(self, name)
             if value is None and name != "temperature":
                 return None
-            array = _as_array(name, value).astype(dtype)
+            array = _as_array(name, value)
+            if name == "temperature":
+                array = jnp.asarray(safe_temperature(value, dtype))
+            array = array.astype(dtype)
             if array.shape not in ((), (batch,)):
                 raise ValueError(
                     f"{name}: expected a number or {batch}, one for each row, got "
@@ -113,17 +116,21 @@ class SamplingOptions:
 class FilteredRows:
     """Distributions of one row of the batch, each computed when it is read.
 
-    The `TargetRows` of a decoding step.
+    The `TargetRows` of a decoding step. A broken row is shown as one whose logits are
+    all equal: what is drawn from it is cut off, and up to there the text has the law
+    that it would have for any other row in its place.
 
     Attributes:
       logits: [N, V]; or [V, B, N] of all rows of the batch, as `step.verify`
         has them on a CPU.
       options: of this row, numbers.
+      broken: [N] bool, see `broken_rows`.
       row: [] which one, where `logits` are of all.
     """
 
     logits: Array
     options: SamplingOptions
+    broken: Array
     row: Array | None = None
 
     @property
@@ -141,10 +148,24 @@ class FilteredRows:
     def __getitem__(self, node: Array) -> Array:
         """[V] of `node []`, or [M, V] of `node [M]`."""
         if self.row is None:
-            return self.options.to_probabilities(self.logits[node])
-        # Read once: each further pass would jump through memory again.
-        logits = jax.lax.optimization_barrier(self.logits[:, self.row, node])
-        return self.options.to_probabilities(jnp.moveaxis(logits, 0, -1))
+            logits = self.logits[node]
+        else:
+            # Read once: each further pass would jump through memory again.
+            logits = jax.lax.optimization_barrier(self.logits[:, self.row, node])
+            logits = jnp.moveaxis(logits, 0, -1)
+        return self.options.to_probabilities(mended(logits, self.broken[node]))
+
+
+def broken_rows(logits: Array) -> Array:
+    """[...] bool: whether `logits [..., V]` say nothing: a NaN, or nothing but -inf."""
+    # A maximum need not hand a NaN on: on a CPU it depends on the order.
+    says = jnp.where(jnp.isnan(logits), 2, logits > -jnp.inf).astype(jnp.int8)
+    return jnp.max(says, axis=-1) != 1
+
+
+def mended(logits: Array, broken: Array) -> Array:
+    """`logits [..., V]`, where they are `broken [...]` with all tokens alike."""
+    return jnp.where(broken[..., None], 0, logits)
 
 
 def _is_number(value: Any) -> bool:
