@@ -165,7 +165,7 @@ def barrier(x):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--target", default="embedded")
     parser.add_argument("--draft", default="embedded-draft")
     parser.add_argument("--dtype", default="float32")

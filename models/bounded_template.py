@@ -28,7 +28,7 @@ MOST_SECONDS = 5.0
 _BITS = 10_000
 
 #: Filters whose result may be as long as their value times an argument.
-_GROWING = ("center", "format", "indent", "join", "replace", "round", "wordwrap")
+_GROWING = ("center", "indent", "join", "replace", "round", "wordwrap")
 _GROWING += ("batch", "slice", "tojson", "truncate", "urlize", "xmlattr")
 #: Filters that write out, or join, all that a list holds, as often as it holds it.
 _WRITERS = ("string", "tojson", "pprint", "join", "urlencode", "xmlattr", "sum")
@@ -135,9 +135,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if name in _METHODS and isinstance(owner, str | bytes | int):
             if name == "join" and args and not isinstance(args[0], str):
                 args = (list(args[0]), *args[1:])
-            self._check_growth(owner, *args, *options.values())
             if name.startswith("format"):
                 self._check_widths(str(owner))
+            else:
+                self._check_growth(owner, *args, *options.values())
         return self._counted(super().call(context, function, *args, **options))
 
     def call_binop(self, context, operator: str, left, right):

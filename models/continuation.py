@@ -46,7 +46,21 @@ def pieces(decode: Decode, prompt: Sequence[int], tokens: Sequence[int]) -> list
             # What is behind a whole character needs no more of the past than this.
             context, fresh, shown = fresh, [], 0
             before = decode(context)
-    return found
+    return _as_parts_of(continuation(decode, prompt, tokens), found)
+
+
+def _as_parts_of(whole: str, found: list[str]) -> list[str]:
+    """The pieces if they are parts of a text, which from the first other one are one.
+
+    A byte that is none may change what those before it, taken as a character, were.
+    """
+    at = 0
+    for place, piece in enumerate(found):
+        if not whole.startswith(piece, at):
+            rest = len(found) - place - 1
+            return [*found[:place], *[""] * rest, whole[at:]]
+        at += len(piece)
+    return found if at == len(whole) else [*found[:-1], found[-1] + whole[at:]]
 
 
 def _shared(first: str, second: str) -> int:

@@ -102,7 +102,7 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"source: no {path.name} in {path.parent}")
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"source: {path} is no JSON: {error}") from error
     if not isinstance(found, dict):

@@ -50,7 +50,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """
     folder = path.parent
     options = _read(folder / OPTIONS)
-    definition = path.read_text(encoding="utf-8")
+    definition = path.read_text("utf-8")
     try:
         described = json.loads(definition)
         kind = _class_name(options, _read(folder / CONFIG), described)
@@ -225,8 +225,8 @@ def _templates(
     if isinstance(found, str):
         found = {"default": found}
     beside = sorted((folder / TEMPLATES).glob("*.jinja"))
-    files = {file.stem: file.read_text(encoding="utf-8") for file in beside}
+    files = {file.stem: file.read_text("utf-8") for file in beside}
     if (folder / TEMPLATE).is_file():
-        files = {"default": (folder / TEMPLATE).read_text(encoding="utf-8"), **files}
+        files = {"default": (folder / TEMPLATE).read_text("utf-8"), **files}
     named = files or dict(found or {})
     return named.pop("default", None), tuple(named.items())

@@ -127,13 +127,15 @@ def assert_same(one, other):
 
 
 def family_of(name):
-    kind = json.loads((DATA / name / "config.json").read_text())["architectures"][0]
+    kind = json.loads((DATA / name / "config.json").read_text("utf-8"))[
+        "architectures"
+    ][0]
     return next(f for f in gr.models.FAMILIES if kind in f.architectures)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_saved_loads_as_it_was(name, tmp_path):
-    options = json.loads((DATA / name / "config.json").read_text())
+    options = json.loads((DATA / name / "config.json").read_text("utf-8"))
     for dtype in (jnp.float32, jnp.bfloat16):
         folder = tmp_path / str(jnp.dtype(dtype))
         model = gr.models.load(DATA / name, dtype)
@@ -152,7 +154,7 @@ def test_drafting_layers_share_the_weights(tmp_path):
     ours, theirs = (jax.tree.leaves(part) for part in (blocks[0][2], blocks[1][1]))
     assert all(a is b for a, b in zip(ours, theirs, strict=True))
     # They are the model whose checkpoint has these layers alone.
-    options = json.loads((DATA / "qwen3" / "config.json").read_text())
+    options = json.loads((DATA / "qwen3" / "config.json").read_text("utf-8"))
     options |= {"num_hidden_layers": 2, "layer_types": options["layer_types"][:2]}
     save(tmp_path / "m", family_of("qwen3"), options, draft.params)
     assert_same(gr.models.load(tmp_path / "m"), draft)
@@ -179,7 +181,7 @@ def broken(tmp_path, name="llama2", **changes):
     folder = tmp_path / "model"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(DATA / name, folder)
-    described = json.loads((folder / "config.json").read_text())
+    described = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps(described | changes))
     return folder
 
@@ -252,7 +254,7 @@ def test_the_context_is_what_the_checkpoint_says(tmp_path):
         ({"rope_parameters": linear, "model_type": "gemma3_text"}, 64),
     ):
         described = json.loads(
-            (broken(tmp_path, **changes) / "config.json").read_text()
+            (broken(tmp_path, **changes) / "config.json").read_text("utf-8")
         )
         assert Description(described, "test").context_length == length
 
@@ -260,7 +262,7 @@ def test_the_context_is_what_the_checkpoint_says(tmp_path):
 def test_older_configurations_mean_the_same():
     """`rope_theta` and `rope_scaling`, as before transformers 5."""
     for name in ("llama3", "gemma3"):
-        options = json.loads((DATA / name / "config.json").read_text())
+        options = json.loads((DATA / name / "config.json").read_text("utf-8"))
         new = Description(options, "new")
         rope = options["rope_parameters"]
         whole = rope.get("full_attention", rope)

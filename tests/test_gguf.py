@@ -60,7 +60,7 @@ def gguf_name(name, gemma):
 def write(path, name, quantise=None, tokens=None, edit=None, drop=()):
     """Writes the golden checkpoint `name` as converters do."""
     folder, architecture = DATA / name, WRITTEN[name]
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_block_count(config["num_hidden_layers"])

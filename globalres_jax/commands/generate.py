@@ -135,6 +135,13 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(described, allow_nan=False))
     else:
         _show(args, target, results, prompt)
+    for name, result in results.items():
+        if result.failed:
+            print(
+                f"{name}: after {len(result.tokens)} tokens the target's logits were "
+                "no numbers, or nothing but -inf; the text ends there",
+                file=sys.stderr,
+            )
 
 
 def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
@@ -183,6 +190,7 @@ class TimedGeneration:
     Attributes:
       tokens: [T] the emitted tokens.
       from_draft: [T] whether each had been drafted.
+      failed: whether it ended because the target's logits said nothing.
       metrics: plain numbers and lists.
     """
 
@@ -190,6 +198,7 @@ class TimedGeneration:
         length = int(result.lengths[0])
         self.tokens = np.asarray(result.tokens[0, :length])
         self.from_draft = np.asarray(result.from_draft[0, :length])
+        self.failed = bool(result.failed[0])
         counts = result.metrics
         names = (
             "mean_acceptance_length",
@@ -241,6 +250,7 @@ def _as_json(
         return {
             "text": target.tokenizer.decode_continuation(prompt, result.tokens),
             "num_tokens": len(result.tokens),
+            "failed": result.failed,
             "metrics": result.metrics,
         }
 
