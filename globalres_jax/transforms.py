@@ -117,10 +117,12 @@ def safe_temperature(temperature: Option, dtype) -> Option:
     Nor is one infinite: what cannot be drawn stays so at any temperature.
     """
     limits = jnp.finfo(dtype)
+    # Its inverse, too, must be no subnormal number.
+    hottest = float(limits.max) / 16
     if not is_concrete(temperature):
-        return jnp.minimum(temperature, limits.max)
+        return jnp.minimum(temperature, hottest)
     values = np.asarray(temperature, np.float64)
-    return np.where(values > 0, np.clip(values, limits.tiny, float(limits.max)), 0)
+    return np.where(values > 0, np.clip(values, limits.tiny, hottest), 0)
 
 
 def _greedy(row: Array) -> Array:
