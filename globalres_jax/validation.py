@@ -38,6 +38,23 @@ def is_concrete(*values) -> bool:
     return all(map(is_here, values))
 
 
+def as_array(values: Any, name: str = "values") -> Array | np.ndarray:
+    """An array of JAX as it is, or of what `jit` traces; else one on the host.
+
+    Raises:
+      ValueError: rows of different lengths; the argument is named.
+    """
+    if isinstance(values, jax.Array):
+        return values
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+    try:
+        return jnp.asarray(values) if traced else np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: rows of different lengths; pad them on the right to one length"
+        ) from error
+
+
 def as_integer(name: str, value: Any, low: int, high: int = LARGEST) -> int:
     """An integer as Python's own: numpy's and JAX's are taken, text is not.
 

@@ -17,7 +17,6 @@ import numpy as np
 from globalres_jax.base import Array, Drafter, Model, Params
 from globalres_jax.decoding.buckets import (
     Sizes,
-    as_array,
     bucket_sizes,
     first_columns,
     pad_prompts,
@@ -45,7 +44,7 @@ from globalres_jax.decoding.step import (
 from globalres_jax.drafters import NoDrafts, as_drafter
 from globalres_jax.numerics.rows import on_platform, with_types_of
 from globalres_jax.sharding import gather, mesh_of, place_rows
-from globalres_jax.validation import is_concrete
+from globalres_jax.validation import as_array, is_concrete
 
 
 class Generation(NamedTuple):
@@ -175,8 +174,8 @@ def _as_program(
     drafter = as_drafter(draft)
     check_drafter(drafter)
     drafter.check(config.token_tree, target.vocab_size)
-    prompts = as_array("prompts", prompts)
-    lengths = as_array("prompt_lengths", prompt_lengths)
+    prompts = as_array(prompts, "prompts")
+    lengths = as_array(prompt_lengths, "prompt_lengths")
     batch = check_prompts(prompts, lengths, target.vocab_size)
     budget, room = check_room(max_new_tokens, batch)
     check_context(lengths, budget, target.context_length)

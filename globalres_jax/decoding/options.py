@@ -12,7 +12,7 @@ import numpy as np
 from globalres_jax.base import Array
 from globalres_jax.decoding.kinds import wrong_kind
 from globalres_jax.transforms import check_filters, probabilities, safe_temperature
-from globalres_jax.validation import LARGEST, as_integer, is_concrete
+from globalres_jax.validation import LARGEST, as_array, as_integer, is_concrete
 
 _NAMES = ("temperature", "top_k", "top_p", "min_p")
 
@@ -84,16 +84,18 @@ class SamplingOptions:
             value = getattr(self, name)
             if value is None and name != "temperature":
                 return None
-            array = _as_array(name, value)
+            array = _as_option(name, value)
             if name == "temperature":
-                array = jnp.asarray(safe_temperature(value, dtype))
+                array = safe_temperature(array, dtype)
             array = array.astype(dtype)
+            # For numbers on the host no program is made.
+            xp = jnp if isinstance(array, jax.Array) else np
             if array.shape not in ((), (batch,)):
                 raise ValueError(
                     f"{name}: expected a number or {batch}, one for each row, got "
                     f"shape {array.shape}"
                 )
-            return jnp.broadcast_to(array, (batch,))
+            return jnp.asarray(xp.broadcast_to(array, (batch,)))
 
         return dataclasses.replace(
             self,
@@ -172,13 +174,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | jax.Array | np.ndarray | np.generic)
 
 
-def _as_array(name: str, value: Any) -> Array:
+def _as_option(name: str, value: Any) -> Array | np.ndarray:
     """A number, or several, as an array; TypeError for what is none."""
     wanted = jnp.integer if name == "top_k" else jnp.number
     shown = "an integer" if name == "top_k" else "a number"
     error = wrong_kind(name, f"{shown}, or one for each row", value)
     try:
-        array = jnp.asarray(value)
+        array = as_array(value)
     except (TypeError, ValueError) as reason:
         raise error from reason
     is_real = not jnp.issubdtype(array.dtype, jnp.complexfloating)

@@ -12,7 +12,7 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.decoding.kinds import wrong_kind
-from globalres_jax.validation import LARGEST, is_concrete
+from globalres_jax.validation import LARGEST, as_array, is_concrete
 
 
 def check_prompts(prompts: Array, lengths: Array, vocab_size: int) -> int:
@@ -80,7 +80,7 @@ def check_room(max_new_tokens: int | Sequence[int], batch: int) -> tuple[Array, 
             f"max_new_tokens: must be at most {MOST_NEW_TOKENS}, got {caps.max()}"
         )
     caps = np.broadcast_to(caps, (batch,)).astype(np.int32)
-    return jnp.asarray(caps), int(caps.max(initial=1))
+    return jax.device_put(caps), int(caps.max(initial=1))
 
 
 def check_context(lengths: Array, caps: Array, context_length: int | None) -> None:
@@ -111,8 +111,7 @@ def check_context(lengths: Array, caps: Array, context_length: int | None) -> No
 
 def end_tokens(eos_id: int | Sequence[int] | Array | None, batch: int) -> Array:
     """[B, E] tokens that end each row, -1 for none."""
-    given = () if eos_id is None else eos_id
-    ends = given if isinstance(given, jax.Array) else np.asarray(given)
+    ends = as_array(() if eos_id is None else eos_id, "eos_id")
     if (
         ends.size
         and ends.dtype != object
@@ -121,7 +120,9 @@ def end_tokens(eos_id: int | Sequence[int] | Array | None, batch: int) -> Array:
         raise TypeError(f"eos_id: expected integers, got {eos_id!r:.60}")
     if is_concrete(ends) and ends.size:
         _check_ends(np.asarray(ends))
-    ends = jnp.asarray(ends if ends.size else [], jnp.int32)
+    # For numbers on the host no program is made.
+    xp = jnp if isinstance(ends, jax.Array) else np
+    ends = ends.astype(np.int32)
     if ends.ndim == 2 and len(ends) == batch:
         return ends
     if ends.ndim > 1:
@@ -129,8 +130,8 @@ def end_tokens(eos_id: int | Sequence[int] | Array | None, batch: int) -> Array:
             f"eos_id: expected a token, several, or shape [{batch}, E], got shape "
             f"{ends.shape}"
         )
-    ends = jnp.atleast_1d(ends) if ends.size else jnp.full(1, -1, jnp.int32)
-    return jnp.broadcast_to(ends[None], (batch, len(ends)))
+    ends = xp.atleast_1d(ends) if ends.size else xp.full(1, -1, xp.int32)
+    return jnp.asarray(xp.broadcast_to(ends[None], (batch, len(ends))))
 
 
 def _check_ends(ends: np.ndarray) -> None:
@@ -162,10 +163,15 @@ def row_keys(key: Array, batch: int) -> Array:
             found = f"{key.dtype} {key.shape}"
             raise TypeError(f"key: {wanted}, got an array {found}") from error
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+        return _keys_of_rows(key, np.arange(batch, dtype=np.int32))
     if key.shape != (batch,):
         raise ValueError(f"key: expected one key or {batch}, got shape {key.shape}")
     return key
+
+
+@jax.jit
+def _keys_of_rows(key: Array, rows: Array) -> Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
 def check_model(name: str, model: Any) -> None:

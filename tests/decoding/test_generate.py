@@ -18,6 +18,7 @@ from globalres_jax.base import Model
 from globalres_jax.decoding import loop, step
 from globalres_jax.decoding.request import end_tokens
 from globalres_jax.verifiers import (
+    GlobalResolution,
     GreedyDraft,
     RecursiveRejection,
     SingleDraft,
@@ -70,7 +71,10 @@ FIVE_SIGMA = 5.7e-7
 
 CONFIGS = {
     "global": gr.SpeculativeConfig(
-        num_drafts=2, draft_length=2, temperature=TEMPERATURE
+        num_drafts=2,
+        draft_length=2,
+        temperature=TEMPERATURE,
+        verifier=GlobalResolution(),
     ),
     "recursive": gr.SpeculativeConfig(
         num_drafts=3,
@@ -146,10 +150,10 @@ def test_mutant_bonus_token_without_temperature(pair, mutation):
     honest = step.score
 
     def cold_leaves(cache, tokens, request):
-        p, cache = honest(cache, tokens, request)
+        logits, cache = honest(cache, tokens, request)
         leaves = request.config.token_tree.num_children == 0
-        cold = p**TEMPERATURE / (p**TEMPERATURE).sum(-1, keepdims=True)
-        return jnp.where(leaves[None, :, None], cold, p), cache
+        # The temperature divides them again.
+        return jnp.where(leaves[None, :, None], TEMPERATURE * logits, logits), cache
 
     mutation.setattr(step, "score", cold_leaves)
     assert worst_chi_square_p_value(pair, CONFIGS["recursive"], 6000) < FIVE_SIGMA
@@ -394,10 +398,12 @@ def test_bad_requests_of_text_are_named(pair):
     with pytest.raises(ValueError, match="num_drafts: must be at least 1, got 0"):
         gr.SpeculativeConfig(num_drafts=0)
     with pytest.raises(ValueError, match="SingleDraft verifies 1 draft, got 4"):
-        gr.SpeculativeConfig(verifier=SingleDraft())
+        gr.SpeculativeConfig(num_drafts=4, verifier=SingleDraft())
     with pytest.raises(TypeError, match=r"KSeq serves IID.*got WithoutReplacement"):
-        gr.SpeculativeConfig(verifier=gr.verifiers.KSeq(), law=gr.WithoutReplacement)
-    with pytest.raises(ValueError, match="law: 1 laws for a tree of 4 levels"):
+        gr.SpeculativeConfig(
+            num_drafts=2, verifier=gr.verifiers.KSeq(), law=gr.WithoutReplacement
+        )
+    with pytest.raises(ValueError, match="law: 1 laws for a tree of 5 levels"):
         gr.SpeculativeConfig(law=(gr.IID,))
     with pytest.raises(ValueError, match="draft: None drafts nothing, got a tree"):
         gr.drafters.NoDrafts().check(gr.tree.chain(2), 5)
