@@ -47,7 +47,7 @@ def encode_prompts(tokenizer) -> tuple[jax.Array, jax.Array]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--num-drafts", type=int, default=4)
     parser.add_argument("--draft-length", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=64)
@@ -139,7 +139,7 @@ def main() -> None:
             f"| {row['first_call_seconds']:.1f} |"
         )
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        args.json.write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def time_to_verify(rule, tree, key, trees, repeats: int = 30) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--target", default="embedded")
     parser.add_argument("--draft", default="embedded-draft")
     parser.add_argument("--paths", nargs="*", default=["4x4"], help="paths x length")
@@ -143,7 +143,7 @@ def main() -> None:
             f"+- {row['standard_error']:.3f} | {row['verify_ms']:.2f} |"
         )
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        args.json.write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ share.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from globalres_jax.base import Array, Params
+from globalres_jax.commands.outcome import exit_status
 from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.description import Description
 from globalres_jax.models.fitting import (
@@ -122,7 +124,7 @@ def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--text", type=Path, required=True, help="any text file")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--vocab-size", type=int, default=1024)
@@ -145,7 +147,7 @@ def read_corpus(args: argparse.Namespace) -> Corpus:
     Raises:
       ValueError: the text is shorter than it takes for one window to be held out.
     """
-    text = args.text.read_text()
+    text = args.text.read_text("utf-8")
     cut = int(0.9 * len(text))
     if args.keep_target:
         tokenizer = Tokenizer.from_file(str(args.out / TOKENIZER))
@@ -239,7 +241,11 @@ def train_draft(corpus: Corpus, args: argparse.Namespace) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """Trains tokenizer, target and draft, and writes them under `--out`."""
-    args = parse_arguments(argv)
+    train(parse_arguments(argv))
+
+
+def train(args: argparse.Namespace) -> None:
+    """What `main` does, from its arguments."""
     corpus = read_corpus(args)
     if not args.keep_target:
         train_target(corpus, args)
@@ -248,4 +254,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -64,7 +64,7 @@ def write(path, name, quantise=None, tokens=None, edit=None, drop=(), keys=None,
     `how` are options of the package's writer.
     """
     folder, architecture = DATA / name, WRITTEN[name]
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     writer = gguf.GGUFWriter(path, architecture, **how)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_block_count(config["num_hidden_layers"])

@@ -71,7 +71,7 @@ def test_a_tokenizer_may_lie_beside_a_model_or_above_a_pair(tmp_path):
     shutil.copy(source, folder.parent)
     model = gr.models.load(folder)
     assert model.tokenizer == embedded()[1].tokenizer
-    other = json.loads(source.read_text())
+    other = json.loads(source.read_text("utf-8"))
     other["added_tokens"][0]["content"] = "<end>"
     other["model"]["vocab"]["<end>"] = other["model"]["vocab"].pop(END_OF_TEXT)
     (folder / "tokenizer.json").write_text(json.dumps(other))
