@@ -130,7 +130,7 @@ def plot(over_n: list[dict], over_t: list[dict], folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--logits", type=Path, help=".npz; the embedded pair if absent")
     parser.add_argument("--rows", type=int, default=32, help="positions, at most")
     parser.add_argument("--top-k", type=int, default=50)
@@ -154,10 +154,10 @@ def main() -> None:
     print(report)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "acceptance.md").write_text(report + "\n")
+        (args.out / "acceptance.md").write_text(report + "\n", "utf-8")
         found = {"rules": rules, "over_n": over_n, "over_temperature": over_t}
         text = json.dumps(found, indent=2) + "\n"
-        (args.out / "acceptance.json").write_text(text)
+        (args.out / "acceptance.json").write_text(text, "utf-8")
         plot(over_n, over_t, args.out)
 
 

@@ -31,7 +31,7 @@ def perplexity(logits: np.ndarray, tokens: np.ndarray) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--dtype", default="float32")
@@ -39,7 +39,7 @@ def main() -> int:
     model, _, loading = load_measured(str(args.file), "prompt-lookup", args.dtype)
     reference = np.load(args.reference)
     tokens, wanted = reference["tokens"], reference["logits"]
-    text = PARAGRAPH.read_text()
+    text = PARAGRAPH.read_text("utf-8")
     length = len(tokens)
     logits, _ = jax.jit(model.apply)(
         model.params,

@@ -177,7 +177,7 @@ def markdown(cells: list[Cell]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--vocab", type=int, nargs="+", default=[32_000, 131_072])
     parser.add_argument("--num-drafts", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--top-k", type=int, default=1000, help="of the draft")
@@ -202,9 +202,9 @@ def main() -> None:
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores\n{report}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "rules.md").write_text(report + "\n")
+        (args.out / "rules.md").write_text(report + "\n", "utf-8")
         text = json.dumps([dataclasses.asdict(c) for c in cells], indent=2) + "\n"
-        (args.out / "rules.json").write_text(text)
+        (args.out / "rules.json").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

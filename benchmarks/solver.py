@@ -334,7 +334,7 @@ def plot(cells: list[Cell], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--logits", type=Path, help=".npz; the embedded pair if absent")
     parser.add_argument("--rows", type=int, default=32, help="problems a cell, at most")
     parser.add_argument("--top-k", type=int, nargs="*", default=[10, 100, 1000])
@@ -373,13 +373,15 @@ def main() -> None:
     print(report)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "solver.md").write_text(report + "\n")
+        (args.out / "solver.md").write_text(report + "\n", "utf-8")
         described = {
             "cells": [dataclasses.asdict(cell) for cell in cells],
             "batches": batched,
             "scaling": scaled,
         }
-        (args.out / "solver.json").write_text(json.dumps(described, indent=2) + "\n")
+        (args.out / "solver.json").write_text(
+            json.dumps(described, indent=2) + "\n", "utf-8"
+        )
         plot(cells, args.out / "solver.png")
 
 

@@ -119,9 +119,10 @@ def pieces(request: Request) -> dict[str, Callable]:
         return state, made | {"kept": barrier(kept)[:, 0, 0]}
 
     def commit(state, made):
-        emitted, _ = step.emit(
-            made["walk"], made["proposal"].tokens, state.budget, request.ends
-        )
+        tokens = made["proposal"].tokens
+        sound = jnp.zeros(tokens.shape, bool)
+        ends = state.budget, request.ends, sound
+        emitted, _ = step.emit(made["walk"], tokens, *ends)
         cache, draft = step.commit(state.cache, state.draft, emitted, request)
         base = state.cache.length, state.draft.cache.length
         draft = draft._replace(cache=draft.cache.with_length(base[1]))
@@ -164,7 +165,7 @@ def barrier(x):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--target", default="embedded")
     parser.add_argument("--draft", default="embedded-draft")
     parser.add_argument("--dtype", default="float32")

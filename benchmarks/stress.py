@@ -70,7 +70,7 @@ def real(target, draft) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--logits", type=Path, help=".npz; the embedded pair if absent")
     parser.add_argument("--problems", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)

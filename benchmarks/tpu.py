@@ -135,7 +135,7 @@ def free_model(vocab_size: int) -> gr.Model:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--vocab-size", type=int, nargs="*", default=[1_000, 32_000, 128_000, 262_144]
     )

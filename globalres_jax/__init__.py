@@ -12,6 +12,10 @@ from typing import Any
 if not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
+# Before JAX is imported, which takes its time.
+if (_interruption := importlib.import_module(f"{__name__}.interruption")).is_command():
+    _interruption.watch()
+
 from globalres_jax import (
     draft_laws,
     drafters,

@@ -68,8 +68,9 @@ class ModelFn(Protocol):
     slots each token may attend to. Returns logits `[B, L, V]` (row `l` predicts
     the token after `tokens[:, l]`) and the cache with `length` advanced by `L`.
 
-    It may have an attribute more, `vocabulary_first`: true if on a CPU the logits come
-    from a product whose result lies in memory as [V, B, L]. They are then read so.
+    It may have two attributes more. `vocabulary_first`: true if on a CPU the logits
+    come from a product whose result lies in memory as [V, B, L]; they are then read
+    so. `of_last`: the same function with logits `[B, 1, V]`, of the last token alone.
     """
 
     def __call__(

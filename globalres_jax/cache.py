@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, Cache, Emitted, Model
+from globalres_jax.numerics.rows import with_types_of
 
 #: Tokens of each prompt that `prefill` reads at once.
 CHUNK = 256
@@ -138,7 +139,7 @@ def prefill(model: Model, prompts: Array, lengths: Array, capacity: int) -> Cach
             cache.with_length(jnp.full_like(cache.length, start)),
             jnp.broadcast_to(mask[None], (batch, size, capacity)),
         )
-        return done + size, cache
+        return with_types_of(carry, (done + size, cache))
 
     # The logits leave the loop's body nowhere, so that no output head is computed.
     cache = model.init_cache(batch, capacity)

@@ -60,7 +60,7 @@ def probabilities(
     else:
         most = min(_largest_top_k(top_k, max_top_k), vocab_size)
     options = (
-        _per_row(_positive(temperature, logits.dtype), logits),
+        _per_row(safe_temperature(temperature, logits.dtype), logits),
         _per_row(top_k, logits, jnp.int32),
         _per_row(top_p, logits),
         _per_row(min_p, logits),
@@ -111,12 +111,18 @@ def _per_row(option: Option | None, logits: Array, dtype=None) -> Array | None:
     return jnp.broadcast_to(column, logits.shape[:-1]).reshape(-1)
 
 
-def _positive(temperature: Option, dtype) -> Option:
-    """Temperatures that a CPU does not take for 0, as it does subnormal numbers."""
+def safe_temperature(temperature: Option, dtype) -> Option:
+    """Temperatures that a CPU does not take for 0, as it does subnormal numbers.
+
+    Nor is one infinite: what cannot be drawn stays so at any temperature.
+    """
+    limits = jnp.finfo(dtype)
+    # Its inverse, too, must be no subnormal number.
+    hottest = float(limits.max) / 16
     if not is_concrete(temperature):
-        return temperature
+        return jnp.minimum(temperature, hottest)
     values = np.asarray(temperature, np.float64)
-    return np.where(values > 0, np.maximum(values, jnp.finfo(dtype).tiny), 0)
+    return np.where(values > 0, np.clip(values, limits.tiny, hottest), 0)
 
 
 def _greedy(row: Array) -> Array:
@@ -187,7 +193,8 @@ def _weights(logits: Array, temperature: Array) -> Array:
 
     def warm() -> Array:
         below = jnp.minimum(logits, finite) - jnp.minimum(best, finite)
-        return jnp.exp(below / temperature)
+        # A CPU takes a subnormal number for 0 in a quotient.
+        return jnp.exp(below / jnp.maximum(temperature, jnp.finfo(logits.dtype).tiny))
 
     return jax.lax.cond(temperature > 0, warm, lambda: _greedy(logits))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
+from globalres_jax.validation import LARGEST, as_integer
+
+#: Most nodes of a tree: each looks at every other one, and a mask holds all pairs.
+MOST_NODES = 4096
 
 
 class SiblingGroup(NamedTuple):
@@ -48,18 +52,22 @@ class TokenTree:
         of earlier nodes. `(-1,)` is the root alone, which is plain decoding.
 
     Raises:
+      TypeError: no integers.
       ValueError: no root, a parent that comes after its child (as in a cycle), or
-        nodes that are not numbered level by level; `from_parents` numbers them.
+        nodes that are not numbered level by level; `from_parents` numbers them. Or
+        more than `MOST_NODES`.
     """
 
     parent_of: tuple[int, ...]
 
     def __post_init__(self):
-        parents = tuple(int(parent) for parent in self.parent_of)
+        parents = tuple(_integers("parents", self.parent_of, -1))
         object.__setattr__(self, "parent_of", parents)
         if not parents or parents[0] != -1:
             raise ValueError(
-                f"parents: node 0 is the root, with parent -1; got {parents[:1]}"
+                "parents: node 0 is the root, with parent -1; got "
+                f"{str(parents[:8])[:60]}. For a tree by numbers of children see "
+                "tree.branching"
             )
         depths = _depths(parents)
         if depths != sorted(depths):
@@ -138,11 +146,23 @@ def from_parents(parents: Sequence[int]) -> TokenTree:
     Args:
       parents: -1 for the root, which is the first; each parent before its children.
     """
-    parents = [int(parent) for parent in parents]
+    parents = _integers("parents", parents, -1)
     depths = _depths(parents)
     order = sorted(range(len(parents)), key=lambda node: depths[node])
     place = {node: index for index, node in enumerate(order)}
     return TokenTree(tuple(place.get(parents[node], -1) for node in order))
+
+
+def _integers(name: str, values: Sequence[int], low: int) -> list[int]:
+    """The values as Python's integers; errors name the argument."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise TypeError(
+            f"{name}: expected a sequence of integers, got {values!r:.60} "
+            f"({type(values).__name__})"
+        )
+    values = list(values)
+    check_size(name, len(values))
+    return [as_integer(name, value, low) for value in values]
 
 
 def _depths(parents: Sequence[int]) -> list[int]:
@@ -160,12 +180,13 @@ def _depths(parents: Sequence[int]) -> list[int]:
 def branching(widths: Sequence[int]) -> TokenTree:
     """Every node of level l has `widths[l]` children; () is the root alone."""
     parents, level = [-1], [0]
-    for index, width in enumerate(widths):
+    for index, width in enumerate(_integers("widths", widths, -LARGEST)):
         if width < 1:
             raise ValueError(
                 f"branching: level {index} has {width} children, at least 1"
             )
         first = len(parents)
+        check_size("widths", first + width * len(level))
         parents += [node for node in level for _ in range(width)]
         level = list(range(first, len(parents)))
     return TokenTree(tuple(parents))
@@ -181,18 +202,24 @@ def chain(length: int) -> TokenTree:
     return paths(1, length)
 
 
+def check_size(name: str, num_nodes: int) -> None:
+    """ValueError for a tree that is too large, before it is built."""
+    if num_nodes > MOST_NODES:
+        raise ValueError(
+            f"{name}: a tree of {num_nodes} nodes; at most {MOST_NODES} are allowed"
+        )
+
+
 def delayed(trunk: int, num_paths: int, length: int) -> TokenTree:
     """A trunk of `trunk` tokens, and `num_paths` paths of `length` from its end.
 
     Drafts branch late, where target and draft have had time to differ (arXiv
     2602.16994).
     """
-    if trunk < 0:
-        raise ValueError(f"trunk: must be 0 or more, got {trunk}")
-    if num_paths < 1:
-        raise ValueError(f"num_paths: must be at least 1, got {num_paths}")
-    if length < 0:
-        raise ValueError(f"length: must be 0 or more, got {length}")
+    trunk = as_integer("trunk", trunk, 0)
+    num_paths = as_integer("num_paths", num_paths, 1)
+    length = as_integer("length", length, 0)
+    check_size("trunk, num_paths, length", 1 + trunk + num_paths * length)
     fork = [num_paths, *[1] * (length - 1)] if length else []
     return branching([1] * trunk + fork)
 

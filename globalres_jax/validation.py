@@ -17,6 +17,8 @@ from globalres_jax.base import Array
 
 #: How far a distribution's sum may be from 1 (bfloat16 logits pass, counts do not).
 SUM_TOLERANCE = 1e-3
+#: Numbers that count something are 32 bits wide on a device.
+LARGEST = 2**31 - 1
 
 
 def is_concrete(*values) -> bool:
@@ -36,12 +38,70 @@ def is_concrete(*values) -> bool:
     return all(map(is_here, values))
 
 
-def as_array(values: Any) -> Array | np.ndarray:
-    """An array of JAX as it is, or of what `jit` traces; else one on the host."""
+def as_array(values: Any, name: str = "values") -> Array | np.ndarray:
+    """An array of JAX as it is, or of what `jit` traces; else one on the host.
+
+    Raises:
+      ValueError: rows of different lengths; the argument is named.
+    """
     if isinstance(values, jax.Array):
         return values
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
-    return jnp.asarray(values) if traced else np.asarray(values)
+    try:
+        return jnp.asarray(values) if traced else np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: rows of different lengths; pad them on the right to one length"
+        ) from error
+
+
+def as_integer(name: str, value: Any, low: int, high: int = LARGEST) -> int:
+    """An integer as Python's own: numpy's and JAX's are taken, text is not.
+
+    Args:
+      name: the argument to blame.
+      value: what was given.
+      low: the least that is allowed.
+      high: the most that is allowed.
+
+    Raises:
+      TypeError: no integer, or one that `jit` traces.
+      ValueError: out of range.
+    """
+    number = _scalar(name, value, "an integer")
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name}: expected an integer, got {_shown(value)}")
+    if number < low:
+        least = "0 or more" if low == 0 else f"at least {low}"
+        raise ValueError(f"{name}: must be {least}, got {number}")
+    if number > high:
+        raise ValueError(f"{name}: must be at most {high}, got {number}")
+    return number
+
+
+def as_number(name: str, value: Any) -> float:
+    """A number as Python's own, see `as_integer`; TypeError for anything else."""
+    number = _scalar(name, value, "a number")
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise TypeError(f"{name}: expected a number, got {_shown(value)}")
+    return number
+
+
+def _scalar(name: str, value: Any, wanted: str) -> Any:
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        if not is_concrete(value):
+            raise TypeError(
+                f"{name}: expected {wanted}, got a value that jit traces, and it fixes "
+                "the program"
+            )
+        return value.item() if np.ndim(value) == 0 else value
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value of a wrong kind, in a few words."""
+    shown = f"{value!r:.60}".partition("\n")[0]
+    return f"{shown} ({type(value).__name__})"
 
 
 def as_distribution(

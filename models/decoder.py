@@ -73,10 +73,19 @@ class Decoder(nnx.Module):
         if not config.tied:
             self.head = Linear(config.width, config.vocab_size)
 
-    def __call__(self, tokens, positions, cache: KVCache, mask, drop: Drop = keep):
+    def __call__(
+        self,
+        tokens,
+        positions,
+        cache: KVCache,
+        mask,
+        drop: Drop = keep,
+        only_last: bool = False,
+    ):
         """The `ModelFn` contract (see `globalres_jax.base`), less `params`.
 
-        `drop` is what every block's output goes through, dropout in training.
+        `drop` is what every block's output goes through, dropout in training; with
+        `only_last` the logits are [B, 1, V], of the last token.
         """
         places = append(cache.positions, cache.length, positions)
         step = Step(positions, cache.length, places, mask, drop)
@@ -89,7 +98,7 @@ class Decoder(nnx.Module):
             rows.append(row)
         keys, values = zip(*rows, strict=True)
         cache = KVCache(keys, values, places, cache.length + tokens.shape[1])
-        x = self.norm(x)
+        x = self.norm(x[:, -1:] if only_last else x)
         logits = self.embedding.attend(x) if self.config.tied else self.head(x)
         logits = soft_cap(logits.astype(jnp.float32), self.config.logit_cap)
         return logits, cache
@@ -103,11 +112,13 @@ class DecoderFn:
       config: shape of the model.
       dtype: of the cache.
       mesh: that parameters and cache are spread over, or None.
+      only_last: whether the logits are those of the last token alone, [B, 1, V].
     """
 
     config: DecoderConfig
     dtype: jnp.dtype = jnp.dtype("float32")
     mesh: Mesh | None = None
+    only_last: bool = False
 
     #: See `base.ModelFn`: `layers.project` multiplies by W from the left.
     vocabulary_first: ClassVar[bool] = True
@@ -121,7 +132,7 @@ class DecoderFn:
         mask: Array,
     ) -> tuple[Array, KVCache]:
         module = nnx.merge(graph(self.config), params)
-        logits, cache = module(tokens, positions, cache, mask)
+        logits, cache = module(tokens, positions, cache, mask, only_last=self.only_last)
         return gather_vocabulary(self.mesh, logits), shard_cache(self.mesh, cache)
 
     def score(self, params: Params, tokens: Array, drop: Drop = keep) -> Array:
@@ -136,6 +147,11 @@ class DecoderFn:
         cache = self.init_cache(batch, length)
         logits, _ = module(tokens, positions, cache, mask, drop)
         return gather_vocabulary(self.mesh, logits)
+
+    @property
+    def of_last(self) -> DecoderFn:
+        """See `base.ModelFn`."""
+        return dataclasses.replace(self, only_last=True)
 
     @property
     def num_layers(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from globalres_jax.models.decoder import DecoderConfig
 from globalres_jax.models.description import Description
@@ -54,24 +55,44 @@ PRE_NORM_NAMES = {
 }
 
 
+#: Options that are null in every class of the reference if a configuration lacks them.
+UNSAID = dict.fromkeys(
+    (
+        *("rope_scaling", "rope_parameters", "layer_types", "quantization_config"),
+        *("num_key_value_heads", "head_dim"),
+    )
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One family.
 
     Attributes:
       architectures: what `config.json` calls its models.
+      model_types: what it calls their kind of configuration.
       gguf: what GGUF calls them.
+      defaults: what the class of its configurations in transformers has for an option
+        that a `config.json` lacks.
+      gguf_defaults: what llama.cpp has for one that a GGUF file lacks, where it is
+        not what it has for all.
       configure: the shape that a `Description` stands for.
       names: module path to the tensor's name in safetensors and in GGUF.
+      stretched_context: whether configurations say how long texts may be after a
+        linear scaling of positions.
       norm_offset: what safetensors leave out of the scale of a norm (Gemma: 1).
       gguf_interleaved: whether GGUF has the rows of queries and keys in the order of
         a rotation that pairs neighbours.
     """
 
     architectures: tuple[str, ...]
+    model_types: tuple[str, ...]
     gguf: tuple[str, ...]
+    defaults: Mapping[str, Any]
     configure: Callable[[Description], DecoderConfig]
     names: dict[str, tuple[str, str]]
+    gguf_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stretched_context: bool = False
     norm_offset: float = 0.0
     gguf_interleaved: bool = False
 

@@ -1,19 +1,22 @@
 """GGUF files, through the `gguf` package.
 
-Metadata are translated into the words of a `config.json`; tensors are dequantised a
-block of rows at a time, so that no second copy of a large one is ever held.
+Tensors are dequantised a block of rows at a time, so that no second copy of a large
+one is ever held.
 """
 
 from __future__ import annotations
 
 import mmap
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 
-from globalres_jax.models.description import Description
+from globalres_jax.models.description import Description, is_whole, shown, some
+from globalres_jax.models.gguf_metadata import ROPE_FACTORS, describe
 
 #: What the library loads; tests hold each of them to the package's own arithmetic.
 SUPPORTED_TYPES = (
@@ -21,28 +24,7 @@ SUPPORTED_TYPES = (
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
 )
 
-#: `config.json`'s word for each of a family's metadata.
-_WORDS = {
-    "context_length": "max_position_embeddings",
-    "block_count": "num_hidden_layers",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.sliding_window": "sliding_window",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-    "rope.freq_base": "rope_theta",
-    "rope.freq_base_swa": "rope_local_base_freq",
-}
-
-_EMBEDDING, _HEAD, _ROPE_FACTORS = (
-    "token_embd.weight",
-    "output.weight",
-    "rope_freqs.weight",
-)
+_PART = re.compile(r"(?P<lead>.*)-00001-of-(?P<count>\d{5})\.gguf")
 
 
 class _Reader(gguf.GGUFReader):
@@ -51,6 +33,11 @@ class _Reader(gguf.GGUFReader):
     The package makes several views for every element, which takes many seconds for a
     vocabulary.
     """
+
+    def _push_field(self, field, skip_sum=False):
+        if field.name in self.fields:
+            raise KeyError(f"{field.name} is there twice")
+        return super()._push_field(field, skip_sum)
 
     def _get_field_parts(self, orig_offs, raw_type):
         if raw_type != gguf.GGUFValueType.ARRAY:
@@ -81,89 +68,142 @@ class _Reader(gguf.GGUFReader):
 
 
 class GGUFFile:
-    """One open file: its metadata, and its tensors as a `TensorSource`."""
+    """One open file: its metadata, and its tensors as a `TensorSource`.
+
+    A model that was split is opened whole by the first of its files.
+    """
 
     scheme = "gguf"
 
     def __init__(self, path: Path):
         """Opens `path`; ValueError if it is not a whole GGUF file."""
         self.path = path
-        try:
-            self._reader = _Reader(path)
-        except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+        first = _open(path)
+        self._fields = first.fields
+        self._readers = [first, *map(_open, self._other_parts())]
+        self._tensors: dict[str, Any] = {}
+        for part, reader in enumerate(self._readers, 1):
+            for tensor in reader.tensors:
+                if tensor.name in self._tensors:
+                    raise ValueError(
+                        f"source: {path}: tensor {tensor.name} is stored twice, the "
+                        f"second time in part {part}"
+                    )
+                self._tensors[tensor.name] = tensor
+        self._check_count()
+        self._check_types()
+
+    def _other_parts(self) -> list[Path]:
+        """The other files of a model that was split."""
+        count, part = self.metadata("split.count", 1), self.metadata("split.no", 0)
+        if not is_whole(count) or not is_whole(part):
             raise ValueError(
-                f"source: {path} is no GGUF file, or truncated: {error}"
-            ) from error
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+                f"source: {self.path}: split.count and split.no must be whole numbers; "
+                f"got {shown(count)} and {shown(part)}"
+            )
+        if count <= 1:
+            return []
+        named = _PART.fullmatch(self.path.name)
+        if part != 0 or named is None or int(named["count"]) != count:
+            raise ValueError(
+                f"source: {self.path} is part {part + 1} of a model that was split "
+                f"into {count} files; give the first, NAME-00001-of-{count:05}.gguf, "
+                "beside which the others lie"
+            )
+        names = [
+            f"{named['lead']}-{part:05}-of-{count:05}.gguf"
+            for part in range(2, count + 1)
+        ]
+        missing = [name for name in names if not (self.path.parent / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"source: {self.path} is the first of {count} files; missing: "
+                f"{some(missing)}"
+            )
+        return [self.path.parent / name for name in names]
+
+    def _check_count(self) -> None:
+        """ValueError if not all tensors of a model that was split are there."""
+        count = self.metadata("split.tensors.count")
+        if count is not None and count != len(self._tensors):
+            raise ValueError(
+                f"source: {self.path} and the parts beside it have "
+                f"{len(self._tensors)} tensors; split.tensors.count says {count}"
+            )
+
+    def _check_types(self) -> None:
+        """ValueError if a tensor is of a type that cannot be read."""
+        for name, tensor in self._tensors.items():
+            kind = tensor.tensor_type.name
+            if kind not in SUPPORTED_TYPES:
+                raise ValueError(
+                    f"source: {self.path}: tensor {name} has type {kind}, which is not "
+                    f"supported; supported: {', '.join(SUPPORTED_TYPES)}"
+                )
+
+    def keys(self) -> list[str]:
+        """The keys of the metadata."""
+        return list(self._fields)
 
     def metadata(self, key: str, default: Any = None) -> Any:
-        """The value of a key."""
-        field = self._reader.fields.get(key)
-        return default if field is None else field.contents()
+        """The value of a key; ValueError if it is text in no encoding."""
+        field = self._fields.get(key)
+        if field is None:
+            return default
+        try:
+            return field.contents()
+        except (ValueError, TypeError, IndexError, KeyError) as error:
+            raise ValueError(
+                f"source: {self.path}: {key} is unreadable: {error}"
+            ) from error
 
     @property
-    def architecture(self) -> str:
-        """What the file calls its family."""
-        return str(self.metadata("general.architecture"))
+    def architecture(self) -> str | None:
+        """What the file calls its family; None if it does not say."""
+        name = self.metadata("general.architecture")
+        if name is not None and not isinstance(name, str):
+            raise ValueError(
+                f"source: {self.path}: general.architecture must be a name; got "
+                f"{shown(name)}"
+            )
+        return name
 
-    def description(self) -> Description:
+    def description(self, defaults: Mapping[str, Any]) -> Description:
         """The metadata in the words of a `config.json`."""
-        options = {
-            word: _shortest(self.metadata(f"{self.architecture}.{key}"))
-            for key, word in _WORDS.items()
-        }
-        options["model_type"] = self.architecture
-        if _EMBEDDING in self._tensors:
-            options["vocab_size"] = self.shape(_EMBEDDING)[0]
-        options["tie_word_embeddings"] = _HEAD not in self._tensors
-        options["attention_bias"] = "blk.0.attn_output.bias" in self._tensors
-        if _ROPE_FACTORS in self._tensors:
-            factors = self.read(_ROPE_FACTORS, 0, self.shape(_ROPE_FACTORS)[0])
-            options["rope_factors"] = [float(x) for x in factors]
-        scaling = self.metadata(f"{self.architecture}.rope.scaling.type")
-        factor = self.metadata(f"{self.architecture}.rope.scaling.factor")
-        if scaling not in (None, "none"):
-            options["rope_scaling"] = {"rope_type": scaling, "factor": factor}
-        if self.architecture.startswith("gemma"):
-            options |= self._gemma_scale(options)
-        return Description(options, str(self.path))
-
-    def _gemma_scale(self, options: dict[str, Any]) -> dict[str, Any]:
-        """What GGUF leaves to the reader: only the 27B models scale by the width."""
-        largest = {"gemma2": 46, "gemma3": 62}.get(self.architecture)
-        if options["num_hidden_layers"] != largest:
-            return {"query_pre_attn_scalar": options["head_dim"]}
-        scalar = options["hidden_size"] / options["num_attention_heads"]
-        return {"query_pre_attn_scalar": scalar}
+        return describe(self, defaults)
 
     def names(self) -> set[str]:
         """Names of all tensors but those that `description` has read."""
-        return set(self._tensors) - {_ROPE_FACTORS}
+        read = {ROPE_FACTORS} if self.architecture == "llama" else set()
+        return set(self._tensors) - read
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, rows first."""
         return tuple(int(size) for size in reversed(self._tensors[name].shape))
 
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of a name."""
+        return name in self._tensors
+
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows of a tensor as floats."""
         tensor = self._tensors[name]
-        kind = tensor.tensor_type.name
-        if kind not in SUPPORTED_TYPES:
-            raise ValueError(
-                f"source: {self.path}: tensor {name} has type {kind}, which is not "
-                f"supported; supported: {', '.join(SUPPORTED_TYPES)}"
-            )
         return gguf.quants.dequantize(tensor.data[start:stop], tensor.tensor_type)
 
     def forget(self) -> None:
-        """Lets go of the pages of the file that were read."""
+        """Lets go of the pages of the files that were read."""
         if hasattr(mmap, "MADV_DONTNEED"):
-            self._reader.data._mmap.madvise(mmap.MADV_DONTNEED)
+            for reader in self._readers:
+                reader.data._mmap.madvise(mmap.MADV_DONTNEED)
 
 
-def _shortest(value: Any) -> Any:
-    """The number that was meant: files round 1e-6 to 9.99999997e-7, the next float32.
-
-    Read as the same number as in a folder, it makes the same program.
-    """
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+def _open(path: Path) -> _Reader:
+    try:
+        return _Reader(path)
+    except (
+        *(ValueError, KeyError, IndexError, TypeError, OverflowError),
+        *(RecursionError, MemoryError),
+    ) as error:
+        raise ValueError(
+            f"source: {path} is no GGUF file, or truncated: {error}"
+        ) from error

@@ -6,12 +6,15 @@ import json
 from typing import Any
 
 from globalres_jax.models.gguf_file import GGUFFile
+from globalres_jax.models.gguf_vocabulary import (
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+    numbers,
+    read_vocabulary,
+)
 from globalres_jax.models.tokenizer import Tokenizer
-
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-
-#: Tokens that end a turn, whatever the file calls its end of text.
-ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "</s>")
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s|"
@@ -33,14 +36,17 @@ def _bytes(use_regex: bool) -> dict[str, Any]:
     }
 
 
-def _split(pattern: str) -> list[dict[str, Any]]:
-    first = {
-        "type": "Split",
-        "pattern": {"Regex": pattern},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    return [first, _bytes(False)]
+def _split(*patterns: str) -> list[dict[str, Any]]:
+    cuts = [
+        {
+            "type": "Split",
+            "pattern": {"Regex": pattern},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        for pattern in patterns
+    ]
+    return [*cuts, _bytes(False)]
 
 
 #: How each byte-level tokenizer cuts a text into words.
@@ -49,66 +55,75 @@ _PRE_TOKENIZERS = {
     "llama-bpe": _split(_WORDS % "{1,3}"),
     "qwen2": _split(_WORDS % ""),
     "gpt-2": [_bytes(True)],
-    "default": [_bytes(True)],
+    "default": _split(
+        r"[\p{P}\$\+<=>\^~\|]+",
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+        r"\p{N}+",
+        r"[0-9][0-9][0-9]",
+    ),
     "tekken": _split(_TEKKEN),
 }
 for _same in ("llama3", "llama-v3"):
     _PRE_TOKENIZERS[_same] = _PRE_TOKENIZERS["llama-bpe"]
 
 
-def read_tokenizer(file: GGUFFile) -> Tokenizer:
+def read_tokenizer(file: GGUFFile, vocabulary: Vocabulary | None = None) -> Tokenizer:
     """The file's tokenizer.
+
+    Args:
+      file: an open file.
+      vocabulary: what `read_vocabulary` has read of it, if it has.
 
     Raises:
       ValueError: there is none, or it is of a kind not supported; it is named.
     """
-    tokens = file.metadata("tokenizer.ggml.tokens")
-    model = file.metadata("tokenizer.ggml.model")
-    if tokens is None or model is None:
-        raise ValueError(f"source: {file.path} has no tokenizer")
-    kinds = file.metadata("tokenizer.ggml.token_type", [1] * len(tokens))
-    if model == "gpt2":
-        definition = _byte_level(file, tokens)
-    elif model == "llama":
-        definition = _sentence_piece(file, tokens, kinds)
-    else:
-        raise ValueError(
-            f"source: {file.path} has a tokenizer of kind {model!r}; supported: "
-            "gpt2, llama"
-        )
+    vocabulary = vocabulary or read_vocabulary(file)
+    make = _byte_level if vocabulary.model == "gpt2" else _sentence_piece
+    definition = make(vocabulary)
     definition["added_tokens"] = [
-        _added(index, token, kind == _CONTROL)
-        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+        _added(index, token, kind == CONTROL)
+        for index, (token, kind) in enumerate(
+            zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+        )
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
-    definition["post_processor"] = _begin(file, tokens, model)
-    special = []
-    for name, key in (("bos_token", "bos"), ("eos_token", "eos")):
-        index = file.metadata(f"tokenizer.ggml.{key}_token_id")
-        if index is not None:
-            special.append((name, tokens[index]))
+    definition["post_processor"] = _ends_of_prompt(vocabulary)
+    special = tuple(
+        (name, vocabulary.tokens[index])
+        for name, index in (
+            ("bos_token", vocabulary.begin),
+            ("eos_token", vocabulary.end),
+        )
+        if index is not None
+    )
     template = file.metadata("tokenizer.chat_template")
-    text = json.dumps(definition, ensure_ascii=False)
-    return Tokenizer(text, template, tuple(special))
+    if template is not None and not isinstance(template, str):
+        raise ValueError(
+            f"source: {file.path}: tokenizer.chat_template must be a text; got "
+            f"{type(template).__name__}"
+        )
+    tokenizer = Tokenizer(json.dumps(definition, ensure_ascii=False), template, special)
+    try:
+        _ = tokenizer.vocab_size
+    except Exception as error:  # the library raises a bare Exception
+        raise ValueError(
+            f"source: {file.path}: tokenizer.ggml is no tokenizer: {error}"
+        ) from error
+    return tokenizer
 
 
 def end_tokens(file: GGUFFile) -> tuple[int, ...]:
     """Tokens that end a text or a turn."""
-    tokens = file.metadata("tokenizer.ggml.tokens", [])
-    kinds = file.metadata("tokenizer.ggml.token_type", [1] * len(tokens))
-    ends = {file.metadata(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")}
-    for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
-        if kind == _CONTROL and token in ENDS:
-            ends.add(index)
-    return tuple(sorted(int(index) for index in ends if index is not None))
+    return read_vocabulary(file).ends
 
 
-def _byte_level(file: GGUFFile, tokens: list[str]) -> dict[str, Any]:
+def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
     """Byte-pair encoding of bytes (GPT-2)."""
-    pre = file.metadata("tokenizer.ggml.pre", "default")
-    if pre not in _PRE_TOKENIZERS:
+    described = vocabulary.described
+    pre = described.get("pre")
+    if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
         raise ValueError(
-            f"source: {file.path} cuts words as {pre!r}; supported: "
+            f"source: {described.origin} cuts words as {pre!r}; supported: "
             f"{', '.join(_PRE_TOKENIZERS)}"
         )
     return {
@@ -118,18 +133,36 @@ def _byte_level(file: GGUFFile, tokens: list[str]) -> dict[str, Any]:
         "decoder": _bytes(True),
         "model": {
             "type": "BPE",
-            "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": file.metadata("tokenizer.ggml.merges", []),
+            "vocab": {token: index for index, token in enumerate(vocabulary.tokens)},
+            "merges": _listed_merges(vocabulary),
             # Llama 3 takes whole words of its vocabulary as they are.
             "ignore_merges": pre in ("llama-bpe", "llama3", "llama-v3", "tekken"),
         },
     }
 
 
-def _sentence_piece(
-    file: GGUFFile, tokens: list[str], kinds: list[int]
-) -> dict[str, Any]:
+def _listed_merges(vocabulary: Vocabulary) -> list[str]:
+    """The merges of a file: two tokens each that make a third."""
+    described = vocabulary.described
+    merges, tokens = described.get("merges"), set(vocabulary.tokens)
+    if not isinstance(merges, list) or not all(
+        isinstance(pair, str) and " " in pair[1:-1] for pair in merges
+    ):
+        raise described.error("merges", "a list of two pieces each, a space between")
+    for pair in merges:
+        cut = pair.index(" ", 1)
+        pieces = pair[:cut], pair[cut + 1 :]
+        if not {*pieces, "".join(pieces)} <= tokens:
+            raise ValueError(
+                f"source: {described.origin}: {described.name('merges')} has {pair!r}, "
+                "whose pieces or whole are no tokens"
+            )
+    return merges
+
+
+def _sentence_piece(vocabulary: Vocabulary) -> dict[str, Any]:
     """Byte-pair encoding of characters, unknown ones in bytes (Llama 2, Gemma)."""
+    described, tokens = vocabulary.described, vocabulary.tokens
     vocab = {token: index for index, token in enumerate(tokens)}
     space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     decoders = [
@@ -138,11 +171,13 @@ def _sentence_piece(
         {"type": "Fuse"},
     ]
     normalizers = [space]
-    if file.metadata("tokenizer.ggml.add_space_prefix", True):
+    if described.flag("add_space_prefix"):
         normalizers.insert(0, {"type": "Prepend", "prepend": "▁"})
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    unknown = file.metadata("tokenizer.ggml.unknown_token_id", 0)
-    scores = file.metadata("tokenizer.ggml.scores", [0.0] * len(tokens))
+    unknown = described.whole("unknown_token_id", 0, len(tokens) - 1)
+    scores = [0.0] * len(tokens)
+    if described.says("scores"):
+        scores = numbers(described, "scores", len(tokens))
     return {
         "version": "1.0",
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
@@ -151,7 +186,7 @@ def _sentence_piece(
         "model": {
             "type": "BPE",
             "vocab": vocab,
-            "merges": _merges(vocab, scores, kinds),
+            "merges": _merges(vocab, scores, vocabulary.kinds),
             "unk_token": tokens[unknown],
             "fuse_unk": True,
             "byte_fallback": True,
@@ -165,7 +200,7 @@ def _merges(
     """Every way to put a piece together, the likeliest pieces first."""
     found = []
     for piece, index in vocab.items():
-        if kinds[index] in (_UNKNOWN, _CONTROL):
+        if kinds[index] in (UNKNOWN, CONTROL):
             continue
         for cut in range(1, len(piece)):
             left, right = vocab.get(piece[:cut]), vocab.get(piece[cut:])
@@ -187,19 +222,27 @@ def _added(index: int, token: str, special: bool) -> dict[str, Any]:
     }
 
 
-def _begin(file: GGUFFile, tokens: list[str], model: str) -> dict[str, Any] | None:
-    """Puts the first token before a text, where the model wants one."""
-    start = file.metadata("tokenizer.ggml.bos_token_id")
-    wants = file.metadata("tokenizer.ggml.add_bos_token", model == "llama")
-    if start is None or not wants:
+def _ends_of_prompt(vocabulary: Vocabulary) -> dict[str, Any] | None:
+    """Puts the first token before a text and the last behind it, where they belong."""
+    begin = vocabulary.begin if vocabulary.adds_begin else None
+    end = vocabulary.end if vocabulary.adds_end else None
+    if begin is None and end is None:
         return None
-    token = tokens[start]
+
+    def template(index: int | None) -> list[dict[str, Any]]:
+        if index is None:
+            return []
+        return [{"SpecialToken": {"id": vocabulary.tokens[index], "type_id": 0}}]
+
     text = {"Sequence": {"id": "A", "type_id": 0}}
-    begin = {"SpecialToken": {"id": token, "type_id": 0}}
     other = {"Sequence": {"id": "B", "type_id": 1}}
+    names = {vocabulary.tokens[i]: i for i in (begin, end) if i is not None}
     return {
         "type": "TemplateProcessing",
-        "single": [begin, text],
-        "pair": [begin, text, other],
-        "special_tokens": {token: {"id": token, "ids": [start], "tokens": [token]}},
+        "single": [*template(begin), text, *template(end)],
+        "pair": [*template(begin), text, other, *template(end)],
+        "special_tokens": {
+            name: {"id": name, "ids": [index], "tokens": [name]}
+            for name, index in names.items()
+        },
     }

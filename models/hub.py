@@ -10,7 +10,7 @@ from pathlib import Path
 #: Name under which `load` knows the file of the extra `[gemma3]`.
 GEMMA = "gemma3-270m"
 
-_FILES = ["*.json", "*.safetensors", "chat_template.jinja"]
+_FILES = ["*.json", "*.safetensors", "chat_template.jinja", "chat_templates/*.jinja"]
 
 
 def packaged() -> Path:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from flax import nnx
 
 from globalres_jax.models.decoder import DecoderConfig
-from globalres_jax.models.description import Description
-from globalres_jax.models.family import PRE_NORM_NAMES, Family
-from globalres_jax.models.layers import Attention, GatedMLP, Layer, RMSNorm, silu
+from globalres_jax.models.description import OUT_BIAS, Description
+from globalres_jax.models.family import PRE_NORM_NAMES, UNSAID, Family
+from globalres_jax.models.layers import (
+    Attention,
+    AttentionShape,
+    GatedMLP,
+    Layer,
+    RMSNorm,
+    silu,
+)
+from globalres_jax.models.rope_options import rope
 
 
 class LlamaBlock(nnx.Module):
@@ -26,25 +37,59 @@ class LlamaBlock(nnx.Module):
         return x + step.drop(self.mlp(self.mlp_norm(x))), keys, values
 
 
-def configure(described: Description) -> DecoderConfig:
-    """The shape that a description stands for."""
-    described.require("hidden_act", "silu")
-    bias = bool(described.get("attention_bias", False))
+def decoder_config(
+    described: Description, layers: tuple[Layer, ...], attention: AttentionShape
+) -> DecoderConfig:
+    """The shape of a model of Llama's blocks; its layers and attention are given."""
+    described.word("hidden_act", "silu", "swish")
+    if described.says("sliding_window"):  # nonsense is refused where it is not used
+        described.whole("sliding_window")
     return DecoderConfig(
         block=LlamaBlock,
-        vocab_size=int(described.get("vocab_size")),
-        layers=(Layer(described.rope()),) * described.num_layers,
-        attention=described.attention(qkv_bias=bias, out_bias=bias),
-        mlp_width=int(described.get("intermediate_size")),
-        mlp_bias=bool(described.get("mlp_bias", False)),
-        norm_eps=float(described.get("rms_norm_eps", 1e-6)),
-        tied=bool(described.get("tie_word_embeddings", False)),
+        vocab_size=described.whole("vocab_size"),
+        layers=layers,
+        attention=attention,
+        mlp_width=described.whole("intermediate_size"),
+        norm_eps=described.epsilon,
+        tied=described.flag("tie_word_embeddings"),
     )
+
+
+def biased_attention(described: Description, **changes: Any) -> AttentionShape:
+    """Attention whose projections all have a bias if `attention_bias` says so."""
+    bias = described.flag("attention_bias")
+    # GGUF files have the biases that they have.
+    out = described.flag(OUT_BIAS) if described.says(OUT_BIAS) else bias
+    return described.attention(qkv_bias=bias, out_bias=out, **changes)
+
+
+def configure(described: Description) -> DecoderConfig:
+    """The shape that a description stands for."""
+    layers = (Layer(rope(described)),) * described.num_layers
+    config = decoder_config(described, layers, biased_attention(described))
+    return dataclasses.replace(config, mlp_bias=described.flag("mlp_bias"))
 
 
 LLAMA = Family(
     architectures=("LlamaForCausalLM",),
+    model_types=("llama",),
     gguf=("llama",),
+    defaults={
+        **UNSAID,
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+        "rope_theta": 10_000.0,
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
     configure=configure,
     names=PRE_NORM_NAMES,
     gguf_interleaved=True,

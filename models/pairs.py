@@ -16,6 +16,7 @@ from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.loading import load
 
 LOOKUP, LAYERS = "prompt-lookup", "layers:"
+_MOST_LAYERS = 100_000
 
 
 def load_pair(
@@ -54,13 +55,15 @@ def parse_layers(name: str) -> tuple[int, ...]:
     ranges = name.removeprefix(LAYERS).split(",")
     layers: list[int] = []
     for part in ranges:
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
         if not found:
             raise ValueError(
                 f"draft: {name!r} names no layers; write for example layers:0-11 or "
                 "layers:0-5,9,11"
             )
         first, last = int(found[1]), int(found[2] or found[1])
+        if last > _MOST_LAYERS:
+            raise ValueError(f"draft: {part.strip()!r} names a layer that no model has")
         layers += range(first, last + 1)
     if sorted(set(layers)) != layers:
         raise ValueError(f"draft: {name!r} must name layers in order, each once")

@@ -6,8 +6,12 @@ is read, a block of rows at a time, straight into the memory it stays in.
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +20,12 @@ from flax import nnx
 
 from globalres_jax.base import Params
 from globalres_jax.models.decoder import DecoderConfig, parameter_shapes
-from globalres_jax.models.description import Description
+from globalres_jax.models.description import Description, some
 from globalres_jax.models.family import Family
 from globalres_jax.models.placement import parameter_sharding
 
+#: The layer that a tensor belongs to, in either scheme.
+_LAYER = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 _BLOCK = 1 << 22  # elements read at once
 
 
@@ -28,9 +34,8 @@ class TensorSource(Protocol):
 
     scheme: str
     path: Path
-    architecture: str | None
 
-    def description(self) -> Description: ...
+    def description(self, defaults: Mapping[str, Any]) -> Description: ...
 
     def names(self) -> set[str]: ...
 
@@ -41,17 +46,87 @@ class TensorSource(Protocol):
     def forget(self) -> None: ...
 
 
+def check_depth(source: TensorSource, described: Description) -> None:
+    """ValueError if a description has layers without tensors.
+
+    Seen before a model is built, which a number of many digits would make endless.
+    """
+    found = {_LAYER.match(name) for name in source.names()} - {None}
+    layers = {match[1] for match in found}
+    if described.num_layers > len(layers):
+        raise described.error(
+            "num_hidden_layers", f"at most {len(layers)}, of which there are tensors"
+        )
+
+
+def settle_head(
+    source: TensorSource, family: Family, config: DecoderConfig
+) -> tuple[DecoderConfig, dict[tuple, str]]:
+    """The head that a file has, whatever its description says of a tied one.
+
+    As transformers has it: one that differs from the embedding is used, one without an
+    embedding beside it serves as both.
+
+    Returns:
+      (the configuration, for each of its parameters the name of its tensor).
+    """
+    embedding, head = (
+        family.tensor_name((layer, "weight"), source.scheme)
+        for layer in ("embedding", "head")
+    )
+    found = source.names()
+    if config.tied and {embedding, head} <= found:
+        tied = _same(source, embedding, head)
+        config = dataclasses.replace(config, tied=tied)
+    names = {
+        path: family.tensor_name(path, source.scheme)
+        for path, _ in nnx.to_flat_state(parameter_shapes(config))
+    }
+    if config.tied and embedding not in found and head in found:
+        names["embedding", "weight"] = head
+    return config, names
+
+
+def _same(source: TensorSource, one: str, other: str) -> bool:
+    """Whether two tensors hold the same numbers."""
+    shape = source.shape(one)
+    if not shape or shape != source.shape(other):
+        return False
+    step = max(1, _BLOCK // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        rows = start, min(start + step, shape[0])
+        if not np.array_equal(source.read(one, *rows), source.read(other, *rows)):
+            return False
+    return True
+
+
 def load_parameters(
-    source: TensorSource, family: Family, config: DecoderConfig, dtype, mesh
+    source: TensorSource,
+    family: Family,
+    config: DecoderConfig,
+    names: dict[tuple, str],
+    dtype,
+    mesh,
 ) -> Params:
     """All parameters, cast to `dtype` (norms stay float32), placed on `mesh`.
 
+    Args:
+      source: open checkpoint.
+      family: of its model.
+      config: as `settle_head` gives it.
+      names: likewise.
+      dtype: of all but the norms.
+      mesh: devices, or None.
+
     Raises:
-      ValueError: a tensor is missing, unknown, misshapen or of an unsupported type.
+      ValueError: a tensor is missing, unknown or misshapen.
     """
     wanted = dict(nnx.to_flat_state(parameter_shapes(config)))
-    names = {path: family.tensor_name(path, source.scheme) for path in wanted}
-    _check(source, {names[path]: leaf.shape for path, leaf in wanted.items()})
+    # Files with a tied head may repeat it.
+    head = family.tensor_name(("head", "weight"), source.scheme)
+    spare = {head} if config.tied else set()
+    shapes = {names[path]: leaf.shape for path, leaf in wanted.items()}
+    _check(source, shapes, spare)
     leaves = []
     for path, leaf in wanted.items():
         array = _load(source, family, config, names[path], path, leaf, dtype, mesh)
@@ -60,15 +135,16 @@ def load_parameters(
     return nnx.from_flat_state(leaves)
 
 
-def _check(source: TensorSource, wanted: dict[str, tuple[int, ...]]) -> None:
+def _check(
+    source: TensorSource, wanted: dict[str, tuple[int, ...]], spare: set[str]
+) -> None:
     found = source.names()
-    missing, unknown = sorted(set(wanted) - found), sorted(found - set(wanted))
-    # Files with a tied head may repeat it.
-    unknown = [name for name in unknown if name not in ("lm_head.weight",)]
+    missing = sorted(set(wanted) - found)
+    unknown = sorted(found - set(wanted) - spare)
     if missing or unknown:
         raise ValueError(
-            f"source: {source.path} lacks tensors {_some(missing)} and has unknown "
-            f"ones {_some(unknown)}"
+            f"source: {source.path} lacks tensors {some(missing)} and has unknown "
+            f"ones {some(unknown)}"
         )
     for name, shape in wanted.items():
         if source.shape(name) != tuple(shape):
@@ -76,11 +152,6 @@ def _check(source: TensorSource, wanted: dict[str, tuple[int, ...]]) -> None:
                 f"source: {source.path}: tensor {name} has shape {source.shape(name)}, "
                 f"the configuration needs {tuple(shape)}"
             )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"[{', '.join(names[:5])}]{more}"
 
 
 def _load(source, family, config, name, path, leaf, dtype, mesh) -> jax.Array:

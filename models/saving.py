@@ -31,7 +31,7 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     described = {"architectures": [family.architectures[0]], **options}
-    (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
     tensors = {}
     for path, leaf in nnx.to_flat_state(params):
         value = leaf[...]

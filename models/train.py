@@ -12,6 +12,7 @@ share.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from globalres_jax.base import Array, Params
+from globalres_jax.commands.outcome import exit_status
 from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.description import Description
 from globalres_jax.models.fitting import (
@@ -43,6 +45,7 @@ from globalres_jax.models.tokenizer import TOKENIZER
 COMMON = dict(
     model_type="llama",
     dtype="bfloat16",
+    max_position_embeddings=None,  # none is known
     hidden_act="silu",
     rms_norm_eps=1e-6,
     rope_theta=10_000.0,
@@ -121,7 +124,7 @@ def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--text", type=Path, required=True, help="any text file")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--vocab-size", type=int, default=1024)
@@ -144,7 +147,7 @@ def read_corpus(args: argparse.Namespace) -> Corpus:
     Raises:
       ValueError: the text is shorter than it takes for one window to be held out.
     """
-    text = args.text.read_text()
+    text = args.text.read_text("utf-8")
     cut = int(0.9 * len(text))
     if args.keep_target:
         tokenizer = Tokenizer.from_file(str(args.out / TOKENIZER))
@@ -170,7 +173,9 @@ def read_corpus(args: argparse.Namespace) -> Corpus:
 def new_student(shape: dict[str, int], vocab_size: int, seed: int) -> Student:
     """A model of this shape with random parameters."""
     options = {"vocab_size": vocab_size, **shape, **COMMON}
-    function = DecoderFn(LLAMA.configure(Description(options, "train.py")))
+    function = DecoderFn(
+        LLAMA.configure(Description(options, "train.py", LLAMA.defaults))
+    )
     params = initial_parameters(jax.random.key(seed), function.config)
     return Student(options, function, params)
 
@@ -236,7 +241,11 @@ def train_draft(corpus: Corpus, args: argparse.Namespace) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """Trains tokenizer, target and draft, and writes them under `--out`."""
-    args = parse_arguments(argv)
+    train(parse_arguments(argv))
+
+
+def train(args: argparse.Namespace) -> None:
+    """What `main` does, from its arguments."""
     corpus = read_corpus(args)
     if not args.keep_target:
         train_target(corpus, args)
@@ -245,4 +254,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -57,11 +57,15 @@ def gguf_name(name, gemma):
     return f"blk.{layer}.{names['.'.join(rest[:-1])]}.{rest[-1]}"
 
 
-def write(path, name, quantise=None, tokens=None, edit=None, drop=()):
-    """Writes the golden checkpoint `name` as converters do."""
+def write(path, name, quantise=None, tokens=None, edit=None, drop=(), keys=None, **how):
+    """Writes the golden checkpoint `name` as converters do.
+
+    `keys` are other values of metadata by their names in the family, None for none;
+    `how` are options of the package's writer.
+    """
     folder, architecture = DATA / name, WRITTEN[name]
-    config = json.loads((folder / "config.json").read_text())
-    writer = gguf.GGUFWriter(path, architecture)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    writer = gguf.GGUFWriter(path, architecture, **how)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_embedding_length(config["hidden_size"])
@@ -82,6 +86,11 @@ def write(path, name, quantise=None, tokens=None, edit=None, drop=()):
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
     (tokens or plain_tokens)(writer, config["vocab_size"])
+    for key, value in (keys or {}).items():
+        writer.kv_data[0].pop(f"{architecture}.{key}", None)
+        if value is not None:
+            kind = gguf.GGUFValueType.get_type(value)
+            writer.add_key_value(f"{architecture}.{key}", value, kind)
     if whole["rope_type"] == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor")
         names = (*names, "original_max_position_embeddings")

@@ -71,7 +71,7 @@ def test_a_tokenizer_may_lie_beside_a_model_or_above_a_pair(tmp_path):
     shutil.copy(source, folder.parent)
     model = gr.models.load(folder)
     assert model.tokenizer == embedded()[1].tokenizer
-    other = json.loads(source.read_text())
+    other = json.loads(source.read_text("utf-8"))
     other["added_tokens"][0]["content"] = "<end>"
     other["model"]["vocab"]["<end>"] = other["model"]["vocab"].pop(END_OF_TEXT)
     (folder / "tokenizer.json").write_text(json.dumps(other))
@@ -119,3 +119,15 @@ def test_importing_the_package_loads_no_models():
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", IMPORTS], check=True, cwd=root
     )
+
+
+def test_the_last_token_s_logits_alone():
+    model = gr.models.load("embedded-draft")
+    tokens = np.arange(4)[None]
+    mask = np.tri(4, 8, dtype=bool)[None]
+    cache = model.init_cache(1, 8)
+    arguments = model.params, tokens, tokens, cache, mask
+    every, _ = jax.jit(model.apply)(*arguments)
+    last, cache = jax.jit(model.apply.of_last)(*arguments)
+    assert last.shape == (1, 1, model.vocab_size) and cache.length.tolist() == [4]
+    np.testing.assert_allclose(last[:, 0], every[:, -1], atol=1e-4)

@@ -15,7 +15,11 @@ from rich.table import Table
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.evaluation import compare_laws
-from globalres_jax.transforms import probabilities
+from globalres_jax.transforms import check_filters, probabilities
+from globalres_jax.tree import MOST_NODES
+from globalres_jax.validation import LARGEST, as_integer
+
+SUMMARY = "Mean acceptance rate of every rule, and of the optimum, on a file of logits."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,13 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Reads the logits, measures every rule, prints."""
-    if args.num_drafts < 1:
-        raise ValueError(f"--num-drafts: must be at least 1, got {args.num_drafts}")
+    as_integer("--num-drafts", args.num_drafts, 1, MOST_NODES)
+    top_k = None if args.top_k is None else min(args.top_k, LARGEST)
+    check_filters(args.temp, top_k, args.top_p, None)
     target, draft = load_logits(args.file)
-    p, q = (
-        probabilities(x, args.temp, args.top_k, args.top_p) for x in (target, draft)
-    )
-    support = 1 if args.temp == 0 else args.top_k
+    p, q = (probabilities(x, args.temp, top_k, args.top_p) for x in (target, draft))
+    support = 1 if args.temp == 0 else top_k
     laws = list(LAWS) if args.law == "all" else [args.law]
     measured, adaptive = compare_laws(p, q, args.num_drafts, support, laws)
     described = {
@@ -56,9 +59,9 @@ def run(args: argparse.Namespace) -> None:
     if args.law == "all":
         described |= {"laws": measured, "best_law_per_position": adaptive}
     if args.json:
-        print(json.dumps(described))
+        print(json.dumps(described, allow_nan=False))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     title = f"{len(p)} positions, {p.shape[1]} tokens, {args.num_drafts} drafts"
     for name, found in measured.items():
         console.print(_table(f"{title}, {name}", found))
@@ -89,7 +92,7 @@ def load_logits(path: Path) -> tuple[Array, Array]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not such a file, or shapes that differ, or NaN.
+      ValueError: not such a file, or shapes that differ, NaN, or a row of -inf alone.
     """
     if not path.is_file():
         raise FileNotFoundError(f"file: no such file: {path}")
@@ -110,12 +113,35 @@ def load_logits(path: Path) -> tuple[Array, Array]:
                 f"{array.dtype} {array.shape}"
             )
         if array.dtype.kind == "V":  # numpy stores bfloat16 as raw two-byte items
-            arrays[name] = array = array.view(jnp.bfloat16)
-        if np.isnan(array.astype(np.float32)).any():
-            raise ValueError(f"{name}: contains NaN")
+            if array.dtype.itemsize != 2:
+                raise ValueError(f"{name}: expected floating point, got {array.dtype}")
+            array = array.view(jnp.bfloat16)
+        arrays[name] = _relative(name, array)
     target, draft = arrays["target"], arrays["draft"]
     if target.shape != draft.shape:
         raise ValueError(
             f"draft: has shape {draft.shape}, target {target.shape}; they must agree"
         )
-    return jnp.asarray(target, jnp.float32), jnp.asarray(draft, jnp.float32)
+    return jnp.asarray(target), jnp.asarray(draft)
+
+
+def _relative(name: str, logits: np.ndarray) -> np.ndarray:
+    """Logits [rows, V] as float32; rows that do not fit it with their largest at 0.
+
+    What is infinite beside others has all mass.
+
+    Raises:
+      ValueError: a row that stands for no distribution; it is named.
+    """
+    wide = logits.astype(np.float64)
+    if np.isnan(wide).any():
+        raise ValueError(f"{name}: contains NaN")
+    largest = wide.max(axis=1, keepdims=True)
+    empty = np.flatnonzero(largest[:, 0] == -np.inf)
+    if empty.size:
+        raise ValueError(f"{name}: row {empty[0]} is -inf throughout: no token is left")
+    certain = np.where(wide == np.inf, 0.0, -np.inf)
+    with np.errstate(invalid="ignore", over="ignore"):
+        below = np.where(largest == np.inf, certain, wide - largest)
+        fits = np.abs(largest) < np.finfo(np.float32).max
+        return np.where(fits, wide, below).astype(np.float32)

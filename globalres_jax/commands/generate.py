@@ -7,23 +7,29 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from rich.color import ColorSystem
 from rich.console import Console
+from rich.style import Style
 from rich.table import Table
-from rich.text import Text
 
 from globalres_jax.base import Model
 from globalres_jax.commands.loading import load_measured
+from globalres_jax.commands.seeds import key_of_seed
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.loop import Generation, compile_generate
 from globalres_jax.decoding.metrics import described
+from globalres_jax.decoding.request import check_room
 from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.drafters.prompt_lookup import PromptLookup
 from globalres_jax.tree_verifiers import BY_NAME as TREE_RULES
 from globalres_jax.tree_verifiers import Block
 from globalres_jax.verifiers import BY_NAME, SingleDraft
+
+SUMMARY = "Write text with a target and a draft model, and say how the drafts fared."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,18 +118,31 @@ def run(args: argparse.Namespace) -> None:
         embedded = args.target == "embedded"
         draft_name = "embedded-draft" if embedded else "prompt-lookup"
     config = _config(args, draft_name)
+    key_of_seed(args.seed)
+    check_room(args.max_tokens, 1)
     target, draft, loading = load_measured(args.target, draft_name, args.dtype)
     if args.verbose:
         print(loading, file=sys.stderr)
     if target.tokenizer is None:
         raise ValueError(f"--target: {args.target} has no tokenizer")
-    results = {"speculative": _timed(args, target, draft, config)}
+    prompt = _prompt_tokens(args, target)
+    if not prompt:
+        raise ValueError("--prompt: comes to no token of the target's")
+    results = {"speculative": _timed(args, target, draft, config, prompt)}
     if args.compare:
-        results["plain"] = _timed(args, target, None, config)
+        results["plain"] = _timed(args, target, None, config, prompt)
     if args.json:
-        print(json.dumps(_as_json(args, target, results)))
+        described = _as_json(args, target, results, prompt)
+        print(json.dumps(described, allow_nan=False))
     else:
-        _show(args, target, results)
+        _show(args, target, results, prompt)
+    for name, result in results.items():
+        if result.failed:
+            print(
+                f"{name}: after {len(result.tokens)} tokens the target's logits were "
+                "no numbers, or nothing but -inf; the text ends there",
+                file=sys.stderr,
+            )
 
 
 def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
@@ -172,6 +191,7 @@ class TimedGeneration:
     Attributes:
       tokens: [T] the emitted tokens.
       from_draft: [T] whether each had been drafted.
+      failed: whether it ended because the target's logits said nothing.
       metrics: plain numbers and lists.
     """
 
@@ -179,6 +199,7 @@ class TimedGeneration:
         length = int(np.asarray(result.lengths)[0])
         self.tokens = np.asarray(result.tokens)[0, :length]
         self.from_draft = np.asarray(result.from_draft)[0, :length]
+        self.failed = bool(np.asarray(result.failed)[0])
         counts = described(result.metrics)
         self.metrics = {name: np.asarray(x)[0].tolist() for name, x in counts.items()}
         if math.isnan(self.metrics["optimal_acceptance_rate"]):
@@ -188,12 +209,16 @@ class TimedGeneration:
 
 
 def _timed(
-    args: argparse.Namespace, target: Model, draft: Model | PromptLookup | None, config
+    args: argparse.Namespace,
+    target: Model,
+    draft: Model | PromptLookup | None,
+    config: SpeculativeConfig,
+    tokens: list[int],
 ) -> TimedGeneration:
-    prompt = np.asarray([_prompt_tokens(args, target)], np.int32)
+    prompt = np.asarray([tokens], np.int32)
     start = time.perf_counter()
     decode = compile_generate(
-        jax.random.key(args.seed),
+        key_of_seed(args.seed),
         target,
         draft,
         prompt,
@@ -208,11 +233,14 @@ def _timed(
     )
 
 
-def _as_json(args: argparse.Namespace, target: Model, results: dict) -> dict:
+def _as_json(
+    args: argparse.Namespace, target: Model, results: dict, prompt: list[int]
+) -> dict:
     def describe(result: TimedGeneration) -> dict:
         return {
-            "text": target.tokenizer.decode(result.tokens),
+            "text": target.tokenizer.decode_continuation(prompt, result.tokens),
             "num_tokens": len(result.tokens),
+            "failed": result.failed,
             "metrics": result.metrics,
         }
 
@@ -222,29 +250,46 @@ def _as_json(args: argparse.Namespace, target: Model, results: dict) -> dict:
     return described
 
 
-def _pieces(tokenizer, tokens: np.ndarray) -> list[str]:
+def _pieces(tokenizer, tokens: np.ndarray, prompt: Sequence[int] = ()) -> list[str]:
     """The text that each token adds; a character cut in two goes to its last part."""
-    pieces, shown = [], 0
-    for end in range(1, len(tokens) + 1):
-        text = tokenizer.decode(tokens[:end])
-        ready = text if end == len(tokens) else text.rstrip("\ufffd")
-        pieces.append(ready[shown:])
-        shown = max(shown, len(ready))
-    return pieces
+    return tokenizer.decode_pieces(prompt, tokens)
 
 
-def _show(args: argparse.Namespace, target: Model, results: dict) -> None:
-    console = Console(highlight=False)
+def _styled(console: Console, text: str, style: str) -> str:
+    """A text in a style where the terminal shows styles, and as it is elsewhere.
+
+    Rich itself would read markup and smileys in it, and spread out its tabs.
+    """
+    plain = not console.is_terminal or console.legacy_windows or console.no_color
+    if plain or console.color_system is None:
+        return text
+    return Style.parse(style).render(text, color_system=ColorSystem.STANDARD)
+
+
+def _show(
+    args: argparse.Namespace, target: Model, results: dict, prompt: list[int]
+) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
     spoken = results["speculative"]
     gap = "\n\n" if _is_chat(args, target) else ""
-    text = Text(args.prompt + gap, style="bold")
-    pieces = _pieces(target.tokenizer, spoken.tokens)
+    text = [_styled(console, args.prompt + gap, "bold")]
+    pieces = _pieces(target.tokenizer, spoken.tokens, prompt)
     for piece, drafted in zip(pieces, spoken.from_draft, strict=True):
-        text.append(piece, style="not bold green" if drafted else "not bold")
-    console.print(text, soft_wrap=True)
+        text.append(_styled(console, piece, "green" if drafted else ""))
+    print("".join(text))
     if console.is_terminal:
-        console.print(Text("\ngreen: drafted; plain: from the target", style="dim"))
+        console.print("\ngreen: drafted; plain: from the target", style="dim")
     console.print()
+    console.print(_table(results))
+    if "plain" in results:
+        plain = results["plain"]
+        console.print("\nplain decoding wrote:", style="dim")
+        wrote = target.tokenizer.decode_continuation(prompt, plain.tokens)
+        print(args.prompt + gap + wrote)
+
+
+def _table(results: dict) -> Table:
+    """What was measured, a column for each way to decode."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for name in results:
@@ -265,7 +310,7 @@ def _show(args: argparse.Namespace, target: Model, results: dict) -> None:
         "{:.2f}",
     )
     row("acceptance rate", "acceptance_rate", "{:.3f}")
-    if spoken.metrics["optimal_acceptance_rate"] is not None:
+    if results["speculative"].metrics["optimal_acceptance_rate"] is not None:
         row(
             "optimal acceptance rate, same positions",
             "optimal_acceptance_rate",
@@ -273,12 +318,4 @@ def _show(args: argparse.Namespace, target: Model, results: dict) -> None:
         )
     row("tokens per second", "tokens_per_second", "{:.1f}")
     row("first call, compilation included (s)", "seconds_with_compilation", "{:.1f}")
-    console.print(table)
-    if "plain" in results:
-        plain = results["plain"]
-        console.print("\nplain decoding wrote:", style="dim")
-        console.print(
-            args.prompt + gap + target.tokenizer.decode(plain.tokens),
-            soft_wrap=True,
-            markup=False,
-        )
+    return table

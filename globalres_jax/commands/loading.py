@@ -93,5 +93,7 @@ def _peak() -> int | None:
 def _status(word: str) -> int | None:
     """A figure of Linux' account of this process in bytes, None on other systems."""
     path = Path("/proc/self/status")
-    found = path.is_file() and re.search(rf"{word}:\s*(\d+) kB", path.read_text())
+    found = path.is_file() and re.search(
+        rf"{word}:\s*(\d+) kB", path.read_text("utf-8")
+    )
     return 1024 * int(found[1]) if found else None

@@ -10,15 +10,41 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, TreeVerifier, Verifier
-from globalres_jax.decoding.options import SamplingOptions
+from globalres_jax.decoding.kinds import (
+    optional,
+    to_flag,
+    to_integer,
+    to_law,
+    to_tree,
+    to_verifier,
+)
+from globalres_jax.decoding.options import SamplingOptions, broken_rows, mended
 from globalres_jax.draft_laws import IID
 from globalres_jax.numerics.largest import nearly_largest
-from globalres_jax.tree import TokenTree, paths
+from globalres_jax.tree import TokenTree, check_size, paths
 from globalres_jax.tree_verifiers import LayerResolution, as_tree_verifier
+from globalres_jax.validation import LARGEST, as_number
 
 #: `law(probs [V], num_drafts, max_support=...)`: the class of a law, or a function.
 LawMaker = Callable[..., Any]
 
+
+#: What each option must be, and becomes: numbers of numpy and JAX are Python's then.
+_KINDS = {
+    "num_drafts": to_integer(1),
+    "draft_length": to_integer(0),
+    "draft_top_k": to_integer(1, None),
+    "cache_length": optional(to_integer(1)),
+    "pad_id": to_integer(-LARGEST),
+    "temperature": as_number,
+    "top_k": optional(to_integer(1, None)),
+    "top_p": optional(as_number),
+    "min_p": optional(as_number),
+    "measure_optimum": to_flag,
+    "tree": optional(to_tree),
+    "law": to_law,
+    "verifier": to_verifier,
+}
 
 #: Drafted paths where nodes are cheap: with the default length and the root, 16 nodes,
 #: a size that matrix units like.
@@ -76,15 +102,12 @@ class SpeculativeConfig:
         if self.num_drafts is None:
             number = 1 if jax.default_backend() == "cpu" else _PATHS
             object.__setattr__(self, "num_drafts", number)
+        for name, convert in _KINDS.items():
+            object.__setattr__(self, name, convert(name, getattr(self, name)))
         _ = self.sampling  # checks the options
-        if self.num_drafts < 1:
-            raise ValueError(f"num_drafts: must be at least 1, got {self.num_drafts}")
-        if self.draft_length < 0:
-            raise ValueError(
-                f"draft_length: must be 0 or more, got {self.draft_length}"
-            )
-        if self.draft_top_k < 1:
-            raise ValueError(f"draft_top_k: must be at least 1, got {self.draft_top_k}")
+        if self.tree is None:
+            nodes = 1 + self.num_drafts * self.draft_length
+            check_size("num_drafts, draft_length", nodes)
         depth = self.token_tree.depth
         if isinstance(self.law, tuple) and len(self.law) != depth:
             raise ValueError(
@@ -199,6 +222,8 @@ class SampledPolicy:
         support = options.max_support or self.vocab_size
         size = min(self.config.draft_top_k, self.vocab_size, support)
         size = max(size, num_drafts)
+        # Any law will do that is a law: what is drawn from it is what is verified.
+        logits = mended(logits, broken_rows(logits))
         if size >= self.vocab_size:
             return _of_each(make, num_drafts, options.to_probabilities(logits))
         logits, tokens = nearly_largest(logits, size)

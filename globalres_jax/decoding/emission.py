@@ -10,9 +10,21 @@ from globalres_jax.base import Array, Emitted, Walk
 from globalres_jax.cache import emitted_slots, write_slots
 
 
+class Ending(NamedTuple):
+    """How a step leaves each row.
+
+    Attributes:
+      ended: [B] bool, whether it emits nothing more.
+      failed: [B] bool, whether that is because the target's logits were broken.
+    """
+
+    ended: Array
+    failed: Array
+
+
 def emit(
-    walk: Walk, tokens: Array, budget: Array, ends: Array
-) -> tuple[Emitted, Array]:
+    walk: Walk, tokens: Array, budget: Array, ends: Array, broken: Array
+) -> tuple[Emitted, Ending]:
     """The tokens of a walk that become text, and whether each row ends with them.
 
     Args:
@@ -20,9 +32,8 @@ def emit(
       tokens: [B, N] token at each node of the tree.
       budget: [B] most tokens that a row may still emit; 0 for one that has ended.
       ends: [B, E] tokens that end a row, -1 for none.
-
-    Returns:
-      The emitted tokens, an end token the last of them, and [B] bool.
+      broken: [B, N] bool, whether the target's logits after each node say nothing:
+        no token after such a node becomes text.
     """
     batch, depth = walk.nodes.shape
     index = jnp.arange(depth + 1)[None, :]
@@ -35,17 +46,25 @@ def emit(
     is_end = is_end & (index <= accepted)
     met_end = jnp.any(is_end, axis=1)
     length = jnp.where(met_end, jnp.argmax(is_end, axis=1) + 1, accepted[:, 0] + 1)
-    count = jnp.minimum(length, budget)
-    ended = (count == budget) | (met_end & (count == length))
+
     root = jnp.zeros((batch, 1), walk.nodes.dtype)
+    nodes = jnp.concatenate([root, walk.nodes], axis=1)
+    is_broken = jnp.take_along_axis(broken, nodes, axis=1)
+    sound = jnp.where(
+        jnp.any(is_broken, axis=1), jnp.argmax(is_broken, axis=1), depth + 1
+    )
+    # What lies beyond the end of a text, or beyond its cap, was not wanted.
+    failed = sound < jnp.minimum(length, budget)
+    count = jnp.minimum(jnp.minimum(length, sound), budget)
+    ended = (count == budget) | (met_end & (count == length)) | failed
     return (
         Emitted(
             tokens=text,
             count=count,
-            node=jnp.concatenate([root, walk.nodes], axis=1),
+            node=nodes,
             from_draft=index < accepted,
         ),
-        ended,
+        Ending(ended, failed),
     )
 
 

@@ -23,13 +23,17 @@ from globalres_jax.decoding.buckets import (
 )
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.emission import TextBuffer, empty_text
+from globalres_jax.decoding.kinds import wrong_kind
 from globalres_jax.decoding.metrics import Metrics
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.decoding.request import (
     check_context,
+    check_drafter,
+    check_model,
     check_prompts,
     check_room,
     end_tokens,
+    row_keys,
 )
 from globalres_jax.decoding.step import (
     Request,
@@ -38,7 +42,7 @@ from globalres_jax.decoding.step import (
     first_state,
 )
 from globalres_jax.drafters import NoDrafts, as_drafter
-from globalres_jax.numerics.rows import on_platform
+from globalres_jax.numerics.rows import on_platform, with_types_of
 from globalres_jax.sharding import gather, mesh_of, place_rows
 from globalres_jax.validation import as_array, is_concrete
 
@@ -52,12 +56,16 @@ class Generation(NamedTuple):
       lengths: [B] number of tokens emitted.
       from_draft: [B, T] bool, the token had been drafted.
       metrics: counts and rates, see `Metrics`.
+      failed: [B] bool, the row ended since what the target said next was no
+        distribution: a NaN among its logits, or nothing but -inf. The tokens before it
+        are as they should be.
     """
 
     tokens: Array
     lengths: Array
     from_draft: Array
     metrics: Metrics
+    failed: Array
 
 
 def generate(
@@ -75,7 +83,8 @@ def generate(
 
     Args:
       key: one random key, of which row i uses `fold_in(key, i)`, or [B] keys, one a
-        row. A row's tokens depend on its own key, prompt and options alone.
+        row; of either kind that JAX has. A row's tokens depend on its own key, prompt
+        and options alone.
       target: the model whose distribution the text has.
       draft: a cheaper model over the same vocabulary, or another `Drafter`, such as
         `PromptLookup`; None for plain decoding.
@@ -91,6 +100,7 @@ def generate(
       A `Generation`.
 
     Raises:
+      TypeError: an argument of another kind; it is named.
       ValueError: an empty or over-long prompt, vocabularies that differ, a draft that
         cannot have the tree's shape, a cache too short for prompt, text and tree, or
         a prompt and its new tokens beyond the target's `context_length`.
@@ -153,12 +163,19 @@ def _as_program(
 ) -> Program:
     """Arguments of `generate`, checked, brought to sizes that come back, and placed."""
     config = SpeculativeConfig() if config is None else config
+    if not isinstance(config, SpeculativeConfig):
+        raise wrong_kind("config", "a SpeculativeConfig", config)
     options = config.sampling if options is None else options
+    if not isinstance(options, SamplingOptions):
+        raise wrong_kind("options", "SamplingOptions", options)
+    check_model("target", target)
     if draft is None or config.token_tree.depth == 0:
         draft, config = NoDrafts(), config.plain()
     drafter = as_drafter(draft)
+    check_drafter(drafter)
     drafter.check(config.token_tree, target.vocab_size)
-    prompts, lengths = as_array(prompts), as_array(prompt_lengths)
+    prompts = as_array(prompts, "prompts")
+    lengths = as_array(prompt_lengths, "prompt_lengths")
     batch = check_prompts(prompts, lengths, target.vocab_size)
     budget, room = check_room(max_new_tokens, batch)
     check_context(lengths, budget, target.context_length)
@@ -169,8 +186,7 @@ def _as_program(
         lengths = jax.device_put(np.asarray(lengths, np.int32))
     else:
         sizes = Sizes(width, room, config.capacity(width, room))
-    if jnp.ndim(key) == 0:
-        key = _keys_of_rows(key, np.arange(batch, dtype=np.int32))
+    key = row_keys(key, batch)
     ends = end_tokens(target.eos_id if eos_id is None else eos_id, batch)
     mesh = mesh_of(target.params)
     rows = place_rows(
@@ -192,11 +208,6 @@ def _as_program(
         "platform": _platform_of(target.params),
     }
     return Program((target, drafter, *rows), static, room)
-
-
-@jax.jit
-def _keys_of_rows(key: Array, rows: Array) -> Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
 def _platform_of(params: Params) -> str | None:
@@ -241,9 +252,11 @@ def _decode(
 
     def step(carry: tuple[StepState, TextBuffer]) -> tuple[StepState, TextBuffer]:
         state, emitted = decode_step(carry[0], request)
-        return state, carry[1].extend(emitted)
+        return with_types_of(carry, (state, carry[1].extend(emitted)))
 
     text = empty_text(len(prompts), room, config.pad_id)
     state, text = jax.lax.while_loop(is_running, step, (state, text))
-    result = Generation(text.tokens, text.lengths, text.from_draft, state.metrics)
+    result = Generation(
+        text.tokens, text.lengths, text.from_draft, state.metrics, state.failed
+    )
     return gather(mesh, result)

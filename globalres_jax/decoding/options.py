@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.transforms import check_filters, probabilities
-from globalres_jax.validation import as_array, is_concrete
+from globalres_jax.decoding.kinds import wrong_kind
+from globalres_jax.transforms import check_filters, probabilities, safe_temperature
+from globalres_jax.validation import LARGEST, as_array, as_integer, is_concrete
+
+_NAMES = ("temperature", "top_k", "top_p", "min_p")
 
 
 @jax.tree_util.register_dataclass
@@ -44,8 +47,14 @@ class SamplingOptions:
 
     def __post_init__(self):
         values = (self.temperature, self.top_k, self.top_p, self.min_p)
+        for name, value in zip(_NAMES, values, strict=True):
+            is_text = isinstance(value, np.ndarray) and value.dtype.kind not in "iufV"
+            if isinstance(value, str | bytes | dict) or is_text:
+                raise wrong_kind(name, "a number, or one for each row", value)
         if not all(value is None or _is_number(value) for value in values):
             return  # JAX rebuilds pytrees with placeholders for leaves
+        if isinstance(self.top_k, int):
+            object.__setattr__(self, "top_k", min(self.top_k, LARGEST))
         check_filters(*values)
         if is_concrete(self.temperature):
             greedy = bool(np.all(np.asarray(self.temperature) == 0))
@@ -53,6 +62,9 @@ class SamplingOptions:
         if self.top_k is None or not is_concrete(self.top_k):
             return
         largest = int(np.max(np.asarray(self.top_k)))
+        if self.max_top_k is not None:
+            most = as_integer("max_top_k", self.max_top_k, 1)
+            object.__setattr__(self, "max_top_k", most)
         if self.max_top_k is None:
             object.__setattr__(self, "max_top_k", largest)
         elif largest > self.max_top_k:
@@ -70,9 +82,12 @@ class SamplingOptions:
 
         def rows(name: str, dtype) -> Array | None:
             value = getattr(self, name)
-            if value is None:
+            if value is None and name != "temperature":
                 return None
-            array = as_array(value).astype(dtype)
+            array = _as_option(name, value)
+            if name == "temperature":
+                array = safe_temperature(array, dtype)
+            array = array.astype(dtype)
             # For numbers on the host no program is made.
             xp = jnp if isinstance(array, jax.Array) else np
             if array.shape not in ((), (batch,)):
@@ -103,17 +118,21 @@ class SamplingOptions:
 class FilteredRows:
     """Distributions of one row of the batch, each computed when it is read.
 
-    The `TargetRows` of a decoding step.
+    The `TargetRows` of a decoding step. A broken row is shown as one whose logits are
+    all equal: what is drawn from it is cut off, and up to there the text has the law
+    that it would have for any other row in its place.
 
     Attributes:
       logits: [N, V]; or [V, B, N] of all rows of the batch, as `step.verify`
         has them on a CPU.
       options: of this row, numbers.
+      broken: [N] bool, see `broken_rows`.
       row: [] which one, where `logits` are of all.
     """
 
     logits: Array
     options: SamplingOptions
+    broken: Array
     row: Array | None = None
 
     @property
@@ -131,11 +150,40 @@ class FilteredRows:
     def __getitem__(self, node: Array) -> Array:
         """[V] of `node []`, or [M, V] of `node [M]`."""
         if self.row is None:
-            return self.options.to_probabilities(self.logits[node])
-        # Read once: each further pass would jump through memory again.
-        logits = jax.lax.optimization_barrier(self.logits[:, self.row, node])
-        return self.options.to_probabilities(jnp.moveaxis(logits, 0, -1))
+            logits = self.logits[node]
+        else:
+            # Read once: each further pass would jump through memory again.
+            logits = jax.lax.optimization_barrier(self.logits[:, self.row, node])
+            logits = jnp.moveaxis(logits, 0, -1)
+        return self.options.to_probabilities(mended(logits, self.broken[node]))
+
+
+def broken_rows(logits: Array) -> Array:
+    """[...] bool: whether `logits [..., V]` say nothing: a NaN, or nothing but -inf."""
+    # A maximum need not hand a NaN on: on a CPU it depends on the order.
+    says = jnp.where(jnp.isnan(logits), 2, logits > -jnp.inf).astype(jnp.int8)
+    return jnp.max(says, axis=-1) != 1
+
+
+def mended(logits: Array, broken: Array) -> Array:
+    """`logits [..., V]`, where they are `broken [...]` with all tokens alike."""
+    return jnp.where(broken[..., None], 0, logits)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | jax.Array | np.ndarray | np.generic)
+
+
+def _as_option(name: str, value: Any) -> Array | np.ndarray:
+    """A number, or several, as an array; TypeError for what is none."""
+    wanted = jnp.integer if name == "top_k" else jnp.number
+    shown = "an integer" if name == "top_k" else "a number"
+    error = wrong_kind(name, f"{shown}, or one for each row", value)
+    try:
+        array = as_array(value)
+    except (TypeError, ValueError) as reason:
+        raise error from reason
+    is_real = not jnp.issubdtype(array.dtype, jnp.complexfloating)
+    if not (jnp.issubdtype(array.dtype, wanted) and is_real):
+        raise error
+    return array

@@ -27,7 +27,7 @@ from globalres_jax.cache import prefill
 from globalres_jax.decoding.config import SampledPolicy, SpeculativeConfig
 from globalres_jax.decoding.emission import emit
 from globalres_jax.decoding.metrics import Metrics, count_step, empty_metrics
-from globalres_jax.decoding.options import FilteredRows, SamplingOptions
+from globalres_jax.decoding.options import FilteredRows, SamplingOptions, broken_rows
 from globalres_jax.numerics.rows import known_platform, map_rows
 from globalres_jax.tree import tree_mask
 from globalres_jax.tree_verifiers import optimum_along
@@ -40,6 +40,7 @@ class StepState(NamedTuple):
       keys: [B] random key of each row.
       steps: [B] number of steps that each row has taken.
       budget: [B] tokens that each row may still emit; 0 where it has ended.
+      failed: [B] bool, whether it has ended because the target's logits were broken.
       cache: the target's; all of the text but its last token.
       draft: the drafter's state.
       metrics: counts.
@@ -48,6 +49,7 @@ class StepState(NamedTuple):
     keys: Array
     steps: Array
     budget: Array
+    failed: Array
     cache: Cache
     draft: State
     metrics: Metrics
@@ -96,6 +98,7 @@ def first_state(
         keys=keys,
         steps=jnp.zeros(batch, jnp.int32),
         budget=budget,
+        failed=jnp.zeros(batch, bool),
         cache=prefill(request.target, prompts, lengths, capacity),
         draft=request.drafter.start(prompts, lengths, capacity),
         metrics=empty_metrics(batch, request.config.token_tree.depth),
@@ -107,15 +110,17 @@ def decode_step(state: StepState, request: Request) -> tuple[StepState, Emitted]
     key_draft, key_verify = step_keys(state.keys, state.steps)
     proposal, draft = propose(key_draft, state.draft, request)
     logits, cache = score(state.cache, proposal.tokens, request)
+    broken = broken_rows(logits)
     walk, optimum = verify(key_verify, proposal, logits, request)
-    emitted, ended = emit(walk, proposal.tokens, state.budget, request.ends)
+    emitted, ending = emit(walk, proposal.tokens, state.budget, request.ends, broken)
     cache, draft = commit(cache, draft, emitted, request)
     running = state.budget > 0
     tree = request.config.token_tree
     following = StepState(
         keys=state.keys,
         steps=state.steps + running,
-        budget=jnp.where(ended, 0, state.budget - emitted.count),
+        budget=jnp.where(ending.ended, 0, state.budget - emitted.count),
+        failed=state.failed | ending.failed,
         cache=cache,
         draft=draft,
         metrics=count_step(state.metrics, tree, running, walk, optimum),
@@ -172,20 +177,22 @@ def verify(
             optimum = jnp.full(tree.depth, jnp.nan, p.dtype)
         return walk._replace(optimum=None), optimum
 
-    arrays = keys, proposal.tokens, proposal.laws
+    arrays, broken = (keys, proposal.tokens, proposal.laws), broken_rows(logits)
     if not _by_columns(request.target):
 
-        def from_rows(key, tokens, laws, logits, options):
-            return row(key, tokens, FilteredRows(logits, options), laws)
+        def from_rows(key, tokens, laws, logits, broken, options):
+            return row(key, tokens, FilteredRows(logits, options, broken), laws)
 
-        return map_rows(from_rows, *arrays, logits, request.options)
+        return map_rows(from_rows, *arrays, logits, broken, request.options)
 
     columns = jnp.moveaxis(logits, -1, 0)
 
-    def from_columns(key, tokens, laws, index, options):
-        return row(key, tokens, FilteredRows(columns, options, index), laws)
+    def from_columns(key, tokens, laws, index, broken, options):
+        p = FilteredRows(columns, options, broken, index)
+        return row(key, tokens, p, laws)
 
-    return map_rows(from_columns, *arrays, jnp.arange(len(keys)), request.options)
+    index = jnp.arange(len(keys))
+    return map_rows(from_columns, *arrays, index, broken, request.options)
 
 
 def _by_columns(target: Model) -> bool:

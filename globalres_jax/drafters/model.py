@@ -155,14 +155,15 @@ class ModelDrafter:
         start, both = jnp.maximum(base - 1, 0), jnp.arange(2)[None, :]
         mask = slots[None, None, :] <= (start + both)[:, :, None]
         alone = jnp.broadcast_to(slots[None, :] == both.T, mask.shape[1:])[None]
-        logits, cache = self.model.apply(
+        apply = getattr(self.model.apply, "of_last", self.model.apply)
+        logits, cache = apply(
             self.model.params,
             jnp.stack([state.previous, state.root], axis=1),
             jnp.where(first, 0, start + both),
             state.cache.with_length(start[:, 0]),
             jnp.where(first[:, :, None], alone, mask),
         )
-        return logits[:, 1:], cache.with_length(base[:, 0] + 1)
+        return logits[:, -1:], cache.with_length(base[:, 0] + 1)
 
 
 def _runs(tree: TokenTree, policy: DraftPolicy) -> list[tuple[int, ...]]:

@@ -45,6 +45,21 @@ def by_platform(*args: Any, default: Callable, **ways: Callable) -> Any:
     return ways.get(known, default)(*args)
 
 
+def with_types_of(carry: Any, values: Any) -> Any:
+    """`values` in the types of `carry`, leaf by leaf, as a loop has to hand them on.
+
+    Where 64-bit numbers are enabled, sums and indices come out wider than they went in.
+    """
+
+    def cast(new: Any, old: Any) -> Any:
+        wanted = jnp.result_type(old)
+        if jax.dtypes.issubdtype(wanted, jax.dtypes.extended):
+            return new  # keys
+        return jnp.asarray(new, wanted)
+
+    return jax.tree.map(cast, values, carry)
+
+
 def map_rows(function: Callable, *arrays: Any) -> Any:
     """`function` on every row of the arguments (pytrees with a leading axis).
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.numerics.rows import with_types_of
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transport.derivatives import with_derivatives
 from globalres_jax.transport.layer_drafts import LayerDrafts, SingleDrafts
@@ -67,7 +68,7 @@ def solve_layer(
         number = counts.astype(target.dtype)
         kind = LayerRace if isinstance(drafts, SingleDrafts) else SetRace
         race = kind(target.reshape(-1), drafts, number, missing)
-        return _raced(race, solver)
+        return with_types_of(one_draft(), _raced(race, solver))
 
     if one_at_most:
         return one_draft()

@@ -4,14 +4,19 @@
     python tests/data/make_golden.py
 
 One folder a family: a tiny random model as `save_pretrained` writes it, and in
-`golden.npz` tokens and their float32 logits. The tests need neither package.
+`golden.npz` tokens and their float32 logits; for one with a tied head in `own_head.npz`
+another head, and the logits where the file holds it as well. The tests need neither
+package.
 """
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
 SHAPE = dict(
@@ -80,6 +85,27 @@ def randomise(model: torch.nn.Module) -> None:
         weight.data.normal_(centre, 0.3)
 
 
+def own_head(folder: Path, tokens: torch.Tensor) -> None:
+    """Logits of a model that is said to be tied, in a file with a head of its own."""
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    torch.manual_seed(len(FAMILIES))
+    head = 0.3 * torch.randn(tensors["model.embed_tokens.weight"].shape)
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copy(folder / "config.json", place)
+        file = Path(place) / "model.safetensors"
+        save_file(tensors | {"lm_head.weight": head}, file, {"format": "pt"})
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, attn_implementation="eager"
+        )
+    with torch.no_grad():
+        logits = model.eval()(tokens).logits
+    np.savez_compressed(
+        folder / "own_head.npz", head=head.numpy(), logits=logits.numpy()
+    )
+
+
 def main() -> None:
     for seed, (name, (kind, changes, dtype, shard)) in enumerate(FAMILIES.items()):
         torch.manual_seed(seed)
@@ -100,6 +126,8 @@ def main() -> None:
         np.savez_compressed(
             folder / "golden.npz", tokens=tokens.numpy(), logits=logits.numpy()
         )
+        if config.tie_word_embeddings and name == "llama3":
+            own_head(folder, tokens)
         print(name, logits.std().item(), sorted(p.name for p in folder.iterdir()))
 
 

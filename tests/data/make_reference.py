@@ -27,7 +27,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(
         folder, **place, dtype=torch.float32, attn_implementation="eager"
     )
-    tokens = tokenizer.encode(TEXT.read_text())[:220]
+    tokens = tokenizer.encode(TEXT.read_text("utf-8"))[:220]
     with torch.no_grad():
         logits = model.eval()(torch.tensor([tokens])).logits[0]
     np.savez_compressed(args.out, tokens=np.array(tokens), logits=logits.numpy())

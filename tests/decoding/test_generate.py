@@ -150,10 +150,10 @@ def test_mutant_bonus_token_without_temperature(pair, mutation):
     honest = step.score
 
     def cold_leaves(cache, tokens, request):
-        p, cache = honest(cache, tokens, request)
+        logits, cache = honest(cache, tokens, request)
         leaves = request.config.token_tree.num_children == 0
-        cold = p**TEMPERATURE / (p**TEMPERATURE).sum(-1, keepdims=True)
-        return jnp.where(leaves[None, :, None], cold, p), cache
+        # The temperature divides them again.
+        return jnp.where(leaves[None, :, None], TEMPERATURE * logits, logits), cache
 
     mutation.setattr(step, "score", cold_leaves)
     assert worst_chi_square_p_value(pair, CONFIGS["recursive"], 6000) < FIVE_SIGMA
