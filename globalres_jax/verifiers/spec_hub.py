@@ -38,7 +38,8 @@ class SpecHub(Rule):
         self, plan: tuple, p: Array, law: TopPlusSample, draft_tokens: Array
     ) -> Decision:
         """Decision from the mass of the drafted pair."""
-        hub, proposal = law.top[0], law.proposal
+        # A draft that says nothing proposes nothing.
+        hub, proposal = law.top[0], jnp.where(law.proposal > 0, law.proposal, 0)
         drawn = law.lookup(proposal, draft_tokens)
         # Of the pair only the sampled draft has r above zero.
         chance = accept_probability(p[draft_tokens], drawn)

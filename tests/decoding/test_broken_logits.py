@@ -12,7 +12,7 @@ import globalres_jax as gr
 from globalres_jax.decoding.options import broken_rows
 from globalres_jax.transforms import probabilities
 from globalres_jax.tree_verifiers import Block
-from globalres_jax.verifiers import KSeq, RecursiveRejection
+from globalres_jax.verifiers import GreedyDraft, KSeq, RecursiveRejection, SpecHub
 
 ROWS, V, LENGTH = 1500, 4, 4
 TARGET, DRAFT = (np.random.default_rng(i).dirichlet(np.full(V, 0.9), V) for i in (0, 1))
@@ -88,6 +88,33 @@ def test_one_infinite_logit_is_that_token_and_nothing_is_no_token():
     result = generate(np.full((V, V), np.nan), np.log(DRAFT), rule, num_drafts)
     assert np.all(result.failed) and np.all(np.asarray(result.lengths) == 0)
     assert np.all(np.asarray(result.tokens) == -1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "law"),
+    [
+        (KSeq(), gr.IID),
+        (SpecHub(), gr.TopPlusSample),
+        (GreedyDraft(), gr.TopPlusSample),
+    ],
+)
+def test_a_rule_alone_follows_no_draft_that_says_nothing(rule, law):
+    """Where `jit` hides the values, so that the law cannot refuse them."""
+    p = jnp.asarray(TARGET[0], jnp.float32)
+
+    @jax.jit
+    def output(q, key):
+        drafts = law(q, 2).sample(key)
+        decision = rule.decide(p, law(q, 2), drafts)
+        slots = jnp.where(drafts >= 0, drafts, V)
+        return decision.residual.at[slots].add(decision.accept, mode="drop")
+
+    for q in (
+        jnp.full(V, jnp.nan),
+        jnp.array([0.25, jnp.nan, 0.5, 0.25]),
+        jnp.zeros(V),
+    ):
+        np.testing.assert_allclose(output(q, jax.random.key(0)), p, atol=1e-6)
 
 
 def test_plain_decoding_and_jit_say_so_too():
