@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,10 @@ from globalres_jax.verifiers import GlobalResolution
 #: `law(probs [V], num_drafts, max_support=...)`: the class of a law, or a function.
 LawMaker = Callable[..., Any]
 
+#: As a tree: the shape that pays, see `globalres_jax.planning`.
+AUTO = "auto"
+_DEFAULT_RULE = GlobalResolution()
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,11 +34,16 @@ class SpeculativeConfig:
       num_drafts: number of drafted paths.
       draft_length: tokens on each path; 0 is plain decoding.
       tree: shape of the token tree; `paths(num_drafts, draft_length)` if None. Where
-        it is given, it alone counts.
+        it is given, it alone counts. "auto" is the shape that pays: `generate` measures
+        model calls and drafts before it compiles, remembers what it found, and learns
+        from what it decodes. All shapes are lossless, so the law of the text does not
+        depend on the choice, but what a given key writes does.
       law: draft law of the children of a node, `law(probs, num_drafts,
         max_support=...)`: one for all levels, or a tuple with one for each. Paths of
         `IID` drafts that spell the same text are merged.
-      verifier: a single-position rule, or a rule for whole trees.
+      verifier: a single-position rule, or a rule for whole trees. With `tree="auto"`
+        and none given (then None) it is chosen, too: `Block` for one path,
+        `LayerResolution` for several.
       temperature, top_k, top_p, min_p: sampling options, for target and draft alike,
         applied in this order; temperature 0 is greedy. Data to the compiled program,
         and `generate` takes `SamplingOptions` for each row instead.
@@ -53,9 +62,9 @@ class SpeculativeConfig:
 
     num_drafts: int = 4
     draft_length: int = 4
-    tree: TokenTree | None = None
+    tree: TokenTree | Literal["auto"] | None = None
     law: LawMaker | tuple[LawMaker, ...] = IID
-    verifier: Verifier | TreeVerifier = GlobalResolution()
+    verifier: Verifier | TreeVerifier | None = _DEFAULT_RULE
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -75,6 +84,14 @@ class SpeculativeConfig:
             )
         if self.draft_top_k < 1:
             raise ValueError(f"draft_top_k: must be at least 1, got {self.draft_top_k}")
+        self._settle_rule()
+        if self.tree == AUTO:
+            if isinstance(self.law, tuple):
+                raise ValueError(
+                    f'law: tree="auto" needs one law for all levels, got '
+                    f"{len(self.law)}"
+                )
+            return
         depth = self.token_tree.depth
         if isinstance(self.law, tuple) and len(self.law) != depth:
             raise ValueError(
@@ -85,7 +102,15 @@ class SpeculativeConfig:
 
     @property
     def token_tree(self) -> TokenTree:
-        """The shape of the tree: `tree`, or what the numbers stand for."""
+        """The shape of the tree: `tree`, or what the numbers stand for.
+
+        Raises:
+          ValueError: `tree="auto"`, which is no shape yet.
+        """
+        if self.tree == AUTO:
+            raise ValueError(
+                'tree: "auto" is no shape before `generate` or `plan` has chosen one'
+            )
         if self.tree is not None:
             return self.tree
         return paths(self.num_drafts, self.draft_length)
@@ -150,6 +175,17 @@ class SpeculativeConfig:
                 f"draft of {nodes} nodes need {needed} slots, got {capacity}"
             )
         return capacity
+
+    def _settle_rule(self) -> None:
+        """The default rule where a shape is given, none where it is to be chosen."""
+        if isinstance(self.tree, str) and self.tree != AUTO:
+            raise ValueError(
+                f'tree: expected a TokenTree, None or "auto", got {self.tree!r}'
+            )
+        if self.tree == AUTO and self.verifier is _DEFAULT_RULE:
+            object.__setattr__(self, "verifier", None)
+        if self.tree != AUTO and self.verifier is None:
+            object.__setattr__(self, "verifier", _DEFAULT_RULE)
 
     def _sample_laws(self) -> tuple:
         """A small law of each sibling group: what rules are checked on."""

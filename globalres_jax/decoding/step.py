@@ -173,7 +173,7 @@ def verify(
         return walk._replace(optimum=None), optimum
 
     arrays = keys, proposal.tokens, proposal.laws
-    if not _by_columns(request.target):
+    if not by_columns(request.target):
 
         def from_rows(key, tokens, laws, logits, options):
             return row(key, tokens, FilteredRows(logits, options), laws)
@@ -188,7 +188,7 @@ def verify(
     return map_rows(from_columns, *arrays, jnp.arange(len(keys)), request.options)
 
 
-def _by_columns(target: Model) -> bool:
+def by_columns(target: Model) -> bool:
     """Whether logits lie by columns, and are better read so than turned over first."""
     lie_so = getattr(target.apply, "vocabulary_first", False)
     return lie_so and known_platform() == "cpu"

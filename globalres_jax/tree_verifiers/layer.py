@@ -155,10 +155,16 @@ class LayerResolution:
         Of each layer given the ones above it, so that it varies less from tree to tree
         than the weights of the drafts that were drawn. Differentiable, in reverse mode.
         """
+        return jnp.sum(self.expected_by_level(tree, tokens, p, laws))
+
+    def expected_by_level(
+        self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple
+    ) -> Array:
+        """What each level adds to `expected_accepted`, whatever lies below it: [D]."""
         if tree.depth == 0:
-            return jnp.zeros((), p.dtype)
+            return jnp.zeros(0, p.dtype)
         held = support(tree, laws, p.dtype)
-        return jnp.sum(self._flow(tree, tokens, p, laws, held).expected)
+        return self._flow(tree, tokens, p, laws, held).expected
 
     def _flow(
         self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple, held: Support

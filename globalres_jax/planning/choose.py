@@ -1,0 +1,96 @@
+"""The shape that writes most tokens a second, by rates and costs alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+from globalres_jax.planning.acceptance import Acceptance
+from globalres_jax.planning.costs import Costs
+from globalres_jax.planning.shapes import PLAIN, Shape
+
+#: How much faster than plain decoding drafts must look to be worth their risk.
+MARGIN = 1.05
+#: How much faster a shape must look to be compiled where another one is in use.
+WORTH_COMPILING = 1.05
+#: Most sizes of target calls that one choice measures.
+MOST_MEASURED = 4
+
+
+def tokens_per_second(shape: Shape, acceptance: Acceptance, costs: Costs) -> float:
+    """Expected tokens a second of each row: (1 + accepted) / seconds of a step."""
+    return (1 + acceptance.accepted(shape)) / costs.step_seconds(shape)
+
+
+def best_shape(
+    shapes: Sequence[Shape], acceptance: Acceptance, costs: Costs
+) -> tuple[Shape, float]:
+    """The fastest shape, and its expected tokens a second.
+
+    Plain decoding unless drafts are `MARGIN` times faster; of equal ones the first.
+    Nothing is run: with `acceptance.independent(rate)` it sizes a tree for simulated
+    acceptance.
+    """
+
+    def rate(shape: Shape) -> float:
+        found = tokens_per_second(shape, acceptance, costs)
+        return found if shape == PLAIN else found / MARGIN
+
+    best = max((PLAIN, *shapes), key=rate)
+    return best, tokens_per_second(best, acceptance, costs)
+
+
+def measure_and_choose(
+    shapes: Sequence[Shape],
+    acceptance: Acceptance,
+    costs: Costs,
+    measure: Callable[[int], float],
+) -> tuple[Shape, Costs]:
+    """`best_shape` with the target calls measured that could still decide it.
+
+    Args:
+      shapes: to choose from.
+      acceptance: of drafts.
+      costs: known so far; the target call of one token among them.
+      measure: the seconds of a target call of so many tokens.
+
+    Returns:
+      The shape, whose target call has been measured, and the costs now known.
+    """
+    for _ in range(MOST_MEASURED):
+        hopeful = hopeful_shape(shapes, acceptance, costs)
+        if hopeful.num_nodes in costs.target:
+            return hopeful, costs
+        seconds = measure(hopeful.num_nodes)
+        costs = dataclasses.replace(
+            costs, target={**costs.target, hopeful.num_nodes: seconds}
+        )
+    known = [shape for shape in shapes if shape.num_nodes in costs.target]
+    return best_shape(known, acceptance, costs)[0], costs
+
+
+def hopeful_shape(
+    shapes: Sequence[Shape], acceptance: Acceptance, costs: Costs
+) -> Shape:
+    """The fastest shape if each target call that was not measured is a cheap one."""
+
+    def rate(shape: Shape) -> float:
+        found = (1 + acceptance.accepted(shape)) / costs.least_seconds(shape)
+        return found if shape == PLAIN else found / MARGIN
+
+    return max((PLAIN, *shapes), key=rate)
+
+
+def stay_or_go(
+    best: Shape, used: Iterable[Shape], acceptance: Acceptance, costs: Costs
+) -> Shape:
+    """The best shape, or one of those in `used` that is within `WORTH_COMPILING` of it.
+
+    What has been used is compiled.
+    """
+
+    def rate(shape: Shape) -> float:
+        return tokens_per_second(shape, acceptance, costs)
+
+    at_hand = max(used, key=rate, default=best)
+    return best if rate(best) > WORTH_COMPILING * rate(at_hand) else at_hand

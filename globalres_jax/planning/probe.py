@@ -1,0 +1,285 @@
+"""Measures on the machine at hand: what parts of a step cost, what drafts are accepted.
+
+The parts are those of a decoding step, each compiled as a loop of its own, so that
+caches are written in place as they are there. The trees that are looked at are drawn
+while the target continues the prompts one token at a time; what is accepted of each is
+computed, not drawn. That text is thrown away, and its keys are its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from globalres_jax.base import Array, Cache, Emitted, Proposal, State
+from globalres_jax.cache import prefill
+from globalres_jax.decoding import step
+from globalres_jax.decoding.options import FilteredRows
+from globalres_jax.decoding.step import Request
+from globalres_jax.numerics import categorical
+from globalres_jax.numerics.rows import map_rows, on_platform
+from globalres_jax.tree_verifiers import expected_by_level
+
+#: Trees that are looked at, of each row; fewer where they take longer than this.
+MOST_TREES, LEAST_TREES, SECONDS = 32, 8, 1.5
+#: Slots of the caches that probing needs beyond the prompts.
+ROOM = MOST_TREES + 64
+#: A time is the least of so many, since other work on the machine only adds to it,
+#: each of a loop of about so many seconds.
+REPEATS, LOOP_SECONDS, LONGEST_LOOP = 5, 0.02, 16
+
+
+class Prompts(NamedTuple):
+    """What probing continues.
+
+    Attributes:
+      tokens: [B, P].
+      lengths: [B].
+      capacity: slots of the caches, `P + ROOM` at least.
+    """
+
+    tokens: Array
+    lengths: Array
+    capacity: int
+
+
+class Seen(NamedTuple):
+    """What a probe of one shape found.
+
+    Attributes:
+      survival: [D] expected share of steps that accept so many drafts or more.
+      trees: how many were looked at.
+      draft_seconds: of drafting a tree.
+      verify_seconds: of verifying one.
+    """
+
+    survival: tuple[float, ...]
+    trees: int
+    draft_seconds: float
+    verify_seconds: float
+
+
+class Probe:
+    """Measures for one request, on the device that holds it.
+
+    Attributes:
+      prompts: what it continues.
+      platform: where the target lies.
+      clock: seconds, as `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        platform: str | None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.prompts, self.platform, self.clock = prompts, platform, clock
+        batch = len(prompts.lengths)
+        self.keys = jax.random.split(jax.random.key(0x5EED), batch)
+
+    def target_seconds(self, request: Request) -> float:
+        """Of a target call on the tree of the request's config."""
+        cache, _ = self._start(request)
+        tokens, count = self._nodes(request), self._count(1)
+
+        def call(repeats: int) -> Any:
+            return _score(repeats, cache, tokens, count, request, self.platform)
+
+        return self._seconds(call)
+
+    def look(self, request: Request, timed: bool = True) -> Seen:
+        """Draws trees of the config's shape, and sees what the rule accepts of them.
+
+        Times are NaN where they are not asked for.
+        """
+        cache, first = self._start(request)
+        state, found, begun = first, [], self.clock()
+        token, count = self._count(0), self._count(0)
+        while len(found) < LEAST_TREES or (
+            len(found) < MOST_TREES and self.clock() - begun < SECONDS
+        ):
+            step_index = len(found)
+            drawn = self.keys, step_index, state, token, count, request, self.platform
+            proposal, state = _draft(1, *drawn)
+            scored = cache, proposal.tokens, count, request, self.platform
+            logits, cache = _score(1, *scored)
+            seen = self.keys, step_index, proposal, logits, request, self.platform
+            added, token = _accept(1, *seen)
+            count = self._count(1)
+            found.append(np.asarray(added, np.float64))
+            if step_index == 0:
+                begun = self.clock()  # what follows is compiled
+        mean = np.clip(np.mean(found, axis=(0, 1)), 0, 1)
+        survival = tuple(np.minimum.accumulate(mean).tolist())
+        if not timed:
+            return Seen(survival, len(found), np.nan, np.nan)
+        begin = self.keys, 0, first, token, count, request, self.platform
+        return Seen(
+            survival,
+            len(found),
+            self._seconds(lambda repeats: _draft(repeats, *begin)),
+            self._seconds(lambda repeats: _accept(repeats, *seen)),
+        )
+
+    def _start(self, request: Request) -> tuple[Cache, State]:
+        models = request.target, request.drafter
+        return _start(*models, *self.prompts[:2], self.prompts.capacity, self.platform)
+
+    def _count(self, value: int) -> Array:
+        return jax.device_put(np.full(len(self.prompts.lengths), value, np.int32))
+
+    def _nodes(self, request: Request) -> Array:
+        shape = len(self.prompts.lengths), request.config.token_tree.num_nodes
+        return jax.device_put(np.zeros(shape, np.int32))
+
+    def _seconds(self, call: Callable[[int], Any]) -> float:
+        """Least seconds of one round of a loop."""
+
+        def timed(repeats: int) -> float:
+            start = self.clock()
+            jax.block_until_ready(call(repeats))
+            return (self.clock() - start) / repeats
+
+        jax.block_until_ready(call(1))
+        once = max(timed(1), 1e-9)
+        repeats = max(1, min(LONGEST_LOOP, round(LOOP_SECONDS / once)))
+        return min(timed(repeats) for _ in range(REPEATS))
+
+
+@functools.partial(jax.jit, static_argnames=("capacity", "platform"))
+def _start(target, drafter, prompts, lengths, capacity: int, platform):
+    with on_platform(platform):
+        cache = prefill(target, prompts, lengths, capacity)
+        return cache, drafter.start(prompts, lengths, capacity)
+
+
+@functools.partial(jax.jit, static_argnames="platform")
+def _draft(
+    repeats,
+    keys: Array,
+    first: Array,
+    state: State,
+    token: Array,
+    count: Array,
+    request: Request,
+    platform: str | None,
+) -> tuple[Proposal, State]:
+    """Text grows by `count [B]` tokens, 0 or 1, and a tree is drawn; once and again."""
+    depth = request.config.token_tree.depth
+
+    def propose(index: Array, state: State):
+        steps = jnp.broadcast_to(first + index, count.shape)
+        return step.propose(step.step_keys(keys, steps)[0], state, request)
+
+    def body(index: Array, carry: tuple[Proposal, State]):
+        proposal, state = carry
+        again = index > 0
+        written = jnp.where(again, proposal.tokens[:, -1], token)
+        state = request.drafter.commit(
+            state, _one(written, jnp.where(again, 1, count), depth)
+        )
+        return propose(index, state)
+
+    with on_platform(platform):
+        empty = _zeros(jax.eval_shape(propose, jnp.int32(0), state)[0])
+        return jax.lax.fori_loop(0, repeats, body, (empty, state))
+
+
+@functools.partial(jax.jit, static_argnames="platform")
+def _score(
+    repeats,
+    cache: Cache,
+    tokens: Array,
+    count: Array,
+    request: Request,
+    platform: str | None,
+) -> tuple[Array, Cache]:
+    """Text grows by `count [B]` tokens, and the target scores a tree, likewise.
+
+    The logits are [V, B, N] where `step.verify` would bring them there.
+    """
+    tree = request.config.token_tree
+
+    def score(cache: Cache, tokens: Array):
+        path = jnp.zeros((len(tokens), tree.depth), jnp.int32)
+        cache = cache.keep_path(cache.length, path, count)
+        logits, cache = step.score(cache, tokens, request)
+        turned = step.by_columns(request.target)
+        return jnp.moveaxis(logits, -1, 0) if turned else logits, cache
+
+    def body(_, carry):
+        _, cache, tokens = carry
+        # Other tokens each time, or layers would be computed once for all.
+        following = (tokens + 1) % request.target.vocab_size
+        return *score(cache, tokens), following
+
+    with on_platform(platform):
+        empty = _zeros(jax.eval_shape(score, cache, tokens)[0])
+        carry = empty, cache, tokens
+        logits, cache, _ = jax.lax.fori_loop(0, repeats, body, carry)
+    return logits, cache
+
+
+@functools.partial(jax.jit, static_argnames="platform")
+def _accept(
+    repeats,
+    keys: Array,
+    steps: Array,
+    proposal: Proposal,
+    logits: Array,
+    request: Request,
+    platform: str | None,
+) -> tuple[Array, Array]:
+    """What the rule accepts of drawn trees: [B, D]; and a token of the target's [B]."""
+    tree, rule = request.config.token_tree, request.config.tree_verifier
+
+    def row(index, key, tokens, laws, options, logits):
+        if step.by_columns(request.target):
+            p = FilteredRows(logits, options, index)
+        else:
+            p = FilteredRows(logits[index], options)
+        reads = getattr(rule, "reads_rows", False)
+        shown = p if reads else p[jnp.arange(len(tokens))]
+        added = expected_by_level(rule, tree, tokens, shown, laws)
+        return added, categorical.sample(key, p[jnp.int32(0)])
+
+    def body(_, carry):
+        # Bound to the round before, or all rounds would be one.
+        seen, _ = jax.lax.optimization_barrier((logits, carry))
+        which = jnp.arange(len(keys))
+        own = step.step_keys(keys, jnp.broadcast_to(steps, which.shape))[1]
+        arrays = which, own, proposal.tokens, proposal.laws, request.options
+        return map_rows(lambda *own: row(*own, seen), *arrays)
+
+    with on_platform(platform):
+        dtype = FilteredRows(logits, request.options).dtype
+        carry = (
+            jnp.zeros((len(keys), tree.depth), dtype),
+            jnp.zeros(len(keys), jnp.int32),
+        )
+        return jax.lax.fori_loop(0, repeats, body, carry)
+
+
+def _one(token: Array, count: Array, depth: int) -> Emitted:
+    """A step that emits `token [B]` where `count [B]` is 1, and nothing where it is 0.
+
+    None of it had been drafted.
+    """
+    shape = (len(token), depth + 1)
+    return Emitted(
+        tokens=jnp.broadcast_to(token[:, None], shape),
+        count=count,
+        node=jnp.zeros(shape, jnp.int32),
+        from_draft=jnp.zeros(shape, bool),
+    )
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
