@@ -6,7 +6,7 @@ them, and beyond, K paths count as K^g independent ones,
 
     s_K(d) = 1 - (1 - s_1(d))^(K^g),
 
-with g at each depth from what was measured, and 1 where nothing was. What decoding
+with g at each depth from what was measured, else as the estimate has it. What decoding
 counts afterwards moves the odds of all acceptances by one factor.
 """
 
@@ -34,11 +34,13 @@ class Acceptance:
       survival: by number of paths, of 1 and at most one other: s(1), s(2), ...
       steps: how many steps the estimate stands on.
       shift: logarithm of the factor on the odds of acceptance at each depth.
+      power: g where only one path was measured; of independent acceptances it is 1.
     """
 
     survival: Mapping[int, tuple[float, ...]]
     steps: float = 0.0
     shift: float = 0.0
+    power: float = 1.0
 
     def curve(self, shape: Shape) -> list[float]:
         """s(1), ..., s(L) of a shape, with the shift."""
@@ -89,7 +91,7 @@ class Acceptance:
             if depth < len(measured):
                 chance = measured[depth]
             else:
-                power = powers[min(depth, len(powers) - 1)] if powers else 1.0
+                power = powers[min(depth, len(powers) - 1)] if powers else self.power
                 chance = 1 - (1 - single[depth]) ** (number**power)
             above = min(above, chance)
             curve.append(above)

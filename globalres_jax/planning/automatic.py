@@ -25,8 +25,9 @@ from globalres_jax.decoding.step import Request
 from globalres_jax.planning import store
 from globalres_jax.planning.acceptance import Acceptance
 from globalres_jax.planning.choose import (
-    hopeful_shape,
-    measure_and_choose,
+    best_shape,
+    known_shapes,
+    refine,
     stay_or_go,
     tokens_per_second,
 )
@@ -39,6 +40,9 @@ from globalres_jax.tree_verifiers import Block, LayerResolution
 
 #: The shapes whose trees are looked at; others are told from them.
 CHAIN, PATHS = Shape(1, 7), Shape(4, 4)
+#: What several paths may be worth before they are looked at, see `Acceptance.power`;
+#: of real pairs it is about 0.6.
+HOPEFUL_POWER = 0.75
 #: Requests whose metrics wait to be read; older ones are forgotten.
 MOST_WAITING = 16
 
@@ -146,20 +150,13 @@ def choose_plan(
         learn()
         known = _MEMORY.estimates.get(name) or store.load(name)
         probe = _probe(question, known, clock)
-        if known is None:
-            known = _calibrate(question, probe, configs)
-        elif known.is_due:
-            known = _look_again(question, probe, known)
+        if known is None or known.is_due:
+            known = _calibrate(question, probe, configs, known)
 
-        def measure(nodes: int) -> float:
-            shape = next(shape for shape in configs if shape.num_nodes == nodes)
-            return probe.target_seconds(question.request(configs[shape]))
-
-        arguments = tuple(configs), known.acceptance
-        shape, costs = measure_and_choose(*arguments, known.costs, measure)
+        shapes = known_shapes(configs, known.costs)
+        best = best_shape(shapes, known.acceptance, known.costs)[0]
         used = _MEMORY.used.get(name, frozenset())
-        shape = stay_or_go(shape, used & configs.keys(), known.acceptance, costs)
-        known = dataclasses.replace(known, costs=costs)
+        shape = stay_or_go(best, used & configs.keys(), known.acceptance, known.costs)
         _MEMORY.used[name] = used | {shape}
         _remember(name, known)
     return Plan(configs[shape], shape, known, name, clock() - begun)
@@ -249,22 +246,36 @@ def _probe(question: Question, known: Estimates | None, clock) -> Probe:
     return Probe(Prompts(tokens, lengths, capacity), question.platform, clock)
 
 
-def _calibrate(question: Question, probe: Probe, configs: dict) -> Estimates:
-    """Measures one path, and several if they could be better."""
+def _calibrate(
+    question: Question, probe: Probe, configs: dict, known: Estimates | None
+) -> Estimates:
+    """Measures one path, and several if they could be better; what is known, again."""
     begun = probe.clock()
-    chain = question.request(of_shape(question.config, CHAIN))
-    seen = probe.look(chain)
-    acceptance = Acceptance({1: seen.survival}, seen.trees * len(probe.keys))
-    costs = Costs(
-        target={
-            1: probe.target_seconds(question.request(configs[PLAIN])),
-            CHAIN.num_nodes: probe.target_seconds(chain),
-        },
-        draft={1: seen.draft_seconds / CHAIN.length},
-        verify={1: seen.verify_seconds / CHAIN.length},
+    chain = probe.look(question.request(of_shape(question.config, CHAIN)))
+    plain = probe.target_call(question.request(configs[PLAIN]))
+    trees = chain.trees * len(probe.keys)
+    acceptance = Acceptance({1: chain.survival}, trees, power=HOPEFUL_POWER)
+    call, target, draft, verify = probe.seconds(
+        [plain, chain.target, chain.draft, chain.verify]
     )
-    if hopeful_shape(tuple(configs), acceptance, costs).num_paths > 1:
-        acceptance, costs = _several_paths(question, probe, acceptance, costs)
+    costs = Costs(
+        {1: call, CHAIN.num_nodes: target},
+        {1: draft / CHAIN.length},
+        {1: verify / CHAIN.length},
+    )
+
+    def measure(shape: Shape) -> float:
+        part = probe.target_call(question.request(configs[shape]))
+        return probe.seconds([part])[0]
+
+    def look(acceptance: Acceptance, costs: Costs) -> tuple[Acceptance, Costs]:
+        return _several_paths(question, probe, acceptance, costs)
+
+    if known is not None:
+        if len(known.costs.draft) > 1:
+            acceptance, costs = look(acceptance, costs)
+        costs = known.costs.least(costs)
+    acceptance, costs = refine(tuple(configs), acceptance, costs, measure, look)
     return Estimates(
         acceptance,
         costs,
@@ -279,28 +290,12 @@ def _several_paths(
 ) -> tuple[Acceptance, Costs]:
     """Both with what trees of several paths say."""
     number, length = PATHS
-    paths = question.request(of_shape(question.config, PATHS))
-    seen = probe.look(paths)
-    below = (seen.draft_seconds - costs.draft[1]) / (length - 1)
-    survival = {**acceptance.survival, number: seen.survival}
+    paths = probe.look(question.request(of_shape(question.config, PATHS)))
+    target, draft, verify = probe.seconds([paths.target, paths.draft, paths.verify])
+    below = max((draft - costs.draft[1]) / (length - 1), costs.draft[1])
+    survival = {**acceptance.survival, number: paths.survival}
     return dataclasses.replace(acceptance, survival=survival), Costs(
-        target={**costs.target, PATHS.num_nodes: probe.target_seconds(paths)},
-        draft={**costs.draft, number: max(below, costs.draft[1])},
-        verify={**costs.verify, number: seen.verify_seconds / length},
-    )
-
-
-def _look_again(question: Question, probe: Probe, known: Estimates) -> Estimates:
-    """The estimates with fresh survival curves, of as many numbers of paths."""
-    begun, survival, trees = probe.clock(), {}, 0
-    for shape in (CHAIN, PATHS):
-        if shape.num_paths in known.acceptance.survival:
-            request = question.request(of_shape(question.config, shape))
-            seen = probe.look(request, timed=False)
-            survival[shape.num_paths], trees = seen.survival, seen.trees
-    return dataclasses.replace(
-        known,
-        acceptance=Acceptance(survival, trees * len(probe.keys)),
-        probe_seconds=probe.clock() - begun,
-        decoded_seconds=0.0,
+        {**costs.target, PATHS.num_nodes: target},
+        {**costs.draft, number: below},
+        {**costs.verify, number: verify / length},
     )

@@ -13,7 +13,7 @@ from globalres_jax.planning.shapes import PLAIN, Shape
 MARGIN = 1.05
 #: How much faster a shape must look to be compiled where another one is in use.
 WORTH_COMPILING = 1.05
-#: Most sizes of target calls that one choice measures.
+#: Most things that one choice measures, each compiled for it.
 MOST_MEASURED = 4
 
 
@@ -40,33 +40,46 @@ def best_shape(
     return best, tokens_per_second(best, acceptance, costs)
 
 
-def measure_and_choose(
+def refine(
     shapes: Sequence[Shape],
     acceptance: Acceptance,
     costs: Costs,
-    measure: Callable[[int], float],
-) -> tuple[Shape, Costs]:
-    """`best_shape` with the target calls measured that could still decide it.
+    measure: Callable[[Shape], float],
+    look: Callable[[Acceptance, Costs], tuple[Acceptance, Costs]],
+) -> tuple[Acceptance, Costs]:
+    """Measures what could still decide which of the shapes is best, and no more.
+
+    The most hopeful shape gets its target call measured; then, if it has several paths
+    and their drafts have not been looked at, they are; until nothing that is not known
+    could be better than what is.
 
     Args:
       shapes: to choose from.
       acceptance: of drafts.
       costs: known so far; the target call of one token among them.
-      measure: the seconds of a target call of so many tokens.
-
-    Returns:
-      The shape, whose target call has been measured, and the costs now known.
+      measure: the seconds of a shape's target call.
+      look: both, with what drafts of several paths say.
     """
     for _ in range(MOST_MEASURED):
         hopeful = hopeful_shape(shapes, acceptance, costs)
-        if hopeful.num_nodes in costs.target:
-            return hopeful, costs
-        seconds = measure(hopeful.num_nodes)
-        costs = dataclasses.replace(
-            costs, target={**costs.target, hopeful.num_nodes: seconds}
-        )
-    known = [shape for shape in shapes if shape.num_nodes in costs.target]
-    return best_shape(known, acceptance, costs)[0], costs
+        if hopeful.num_nodes not in costs.target:
+            call = {hopeful.num_nodes: measure(hopeful)}
+            costs = dataclasses.replace(costs, target={**costs.target, **call})
+        elif hopeful.num_paths > 1 and len(costs.draft) == 1:
+            acceptance, costs = look(acceptance, costs)
+        else:
+            break
+    return acceptance, costs
+
+
+def known_shapes(shapes: Iterable[Shape], costs: Costs) -> list[Shape]:
+    """Those whose parts have been measured."""
+    return [
+        shape
+        for shape in shapes
+        if shape.num_nodes in costs.target
+        and (shape.num_paths == 1 or len(costs.draft) > 1)
+    ]
 
 
 def hopeful_shape(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from globalres_jax.planning.shapes import Shape
@@ -40,6 +41,19 @@ class Costs:
         share = 1.0 if nodes in self.target else LEAST_SHARE
         call = max(share * between(self.target, nodes), min(self.target.values()))
         return call + self._beside_target(shape)
+
+    def least(self, other: Costs) -> Costs:
+        """The smaller of each: other work on a machine only adds to what is measured.
+
+        What one of the two does not know comes from the other.
+        """
+
+        def smaller(a: Mapping[int, float], b: Mapping[int, float]) -> dict[int, float]:
+            known = a.keys() | b.keys()
+            return {k: min(a.get(k, math.inf), b.get(k, math.inf)) for k in known}
+
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Costs(*(smaller(*pair) for pair in pairs))
 
     def _beside_target(self, shape: Shape) -> float:
         number, length = shape

@@ -75,12 +75,12 @@ def from_json(found: Any) -> Estimates:
     curves = {int(k): tuple(map(float, v)) for k, v in acceptance["survival"].items()}
     if not curves.get(1) or not all(0 <= s <= 1 for c in curves.values() for s in c):
         raise ValueError(f"not survival curves: {curves}")
-    shift, steps = float(acceptance["shift"]), float(acceptance["steps"])
+    others = [float(acceptance[k]) for k in ("steps", "shift", "power")]
     seconds = [float(found[k]) for k in ("probe_seconds", "decoded_seconds")]
-    if not all(map(math.isfinite, (shift, steps, *seconds))):
+    if not all(map(math.isfinite, (*others, *seconds))):
         raise ValueError("not finite")
     return Estimates(
-        Acceptance(curves, steps, shift),
+        Acceptance(curves, *others),
         Costs(*(numbers(costs[name]) for name in ("target", "draft", "verify"))),
         int(found["width"]),
         int(found["capacity"]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,12 +27,12 @@ from globalres_jax.numerics.rows import map_rows, on_platform
 from globalres_jax.tree_verifiers import expected_by_level
 
 #: Trees that are looked at, of each row; fewer where they take longer than this.
-MOST_TREES, LEAST_TREES, SECONDS = 32, 8, 1.5
+MOST_TREES, LEAST_TREES, SECONDS = 32, 16, 2.0
 #: Slots of the caches that probing needs beyond the prompts.
 ROOM = MOST_TREES + 64
-#: A time is the least of so many, since other work on the machine only adds to it,
-#: each of a loop of about so many seconds.
-REPEATS, LOOP_SECONDS, LONGEST_LOOP = 5, 0.02, 16
+#: A time is the least of so many rounds, since other work on the machine only adds to
+#: it; each is of a loop of about so many seconds.
+REPEATS, LOOP_SECONDS, LONGEST_LOOP = 12, 0.01, 16
 
 
 class Prompts(NamedTuple):
@@ -49,20 +49,26 @@ class Prompts(NamedTuple):
     capacity: int
 
 
+#: A part of a step: runs it so many times, one after another.
+Part = Callable[[int], Any]
+
+
 class Seen(NamedTuple):
     """What a probe of one shape found.
 
     Attributes:
       survival: [D] expected share of steps that accept so many drafts or more.
       trees: how many were looked at.
-      draft_seconds: of drafting a tree.
-      verify_seconds: of verifying one.
+      draft: drafting a tree, to be timed.
+      target: scoring one.
+      verify: verifying one.
     """
 
     survival: tuple[float, ...]
     trees: int
-    draft_seconds: float
-    verify_seconds: float
+    draft: Part
+    target: Part
+    verify: Part
 
 
 class Probe:
@@ -84,80 +90,78 @@ class Probe:
         batch = len(prompts.lengths)
         self.keys = jax.random.split(jax.random.key(0x5EED), batch)
 
-    def target_seconds(self, request: Request) -> float:
-        """Of a target call on the tree of the request's config."""
-        cache, _ = self._start(request)
-        tokens, count = self._nodes(request), self._count(1)
+    def target_call(self, request: Request) -> Part:
+        """A target call on the tree of the request's config, to be timed."""
+        cache, _, one = self._start(request)
+        shape = len(self.keys), request.config.token_tree.num_nodes
+        tokens = jax.device_put(np.zeros(shape, np.int32))
+        return self._target(request, cache, tokens, one)
 
-        def call(repeats: int) -> Any:
-            return _score(repeats, cache, tokens, count, request, self.platform)
-
-        return self._seconds(call)
-
-    def look(self, request: Request, timed: bool = True) -> Seen:
-        """Draws trees of the config's shape, and sees what the rule accepts of them.
-
-        Times are NaN where they are not asked for.
-        """
-        cache, first = self._start(request)
-        state, found, begun = first, [], self.clock()
-        token, count = self._count(0), self._count(0)
+    def look(self, request: Request) -> Seen:
+        """Draws trees of the config's shape, and sees what the rule accepts of them."""
+        start, first, one = self._start(request)
+        cache, state, token, count = start, first, one, one - one
+        found, begun = [], self.clock()
         while len(found) < LEAST_TREES or (
             len(found) < MOST_TREES and self.clock() - begun < SECONDS
         ):
-            step_index = len(found)
-            drawn = self.keys, step_index, state, token, count, request, self.platform
+            index = len(found)
+            drawn = self.keys, index, state, token, count, request, self.platform
             proposal, state = _draft(1, *drawn)
             scored = cache, proposal.tokens, count, request, self.platform
             logits, cache = _score(1, *scored)
-            seen = self.keys, step_index, proposal, logits, request, self.platform
+            seen = self.keys, index, proposal, logits, request, self.platform
             added, token = _accept(1, *seen)
-            count = self._count(1)
+            count = one
             found.append(np.asarray(added, np.float64))
-            if step_index == 0:
+            if index == 0:
                 begun = self.clock()  # what follows is compiled
         mean = np.clip(np.mean(found, axis=(0, 1)), 0, 1)
-        survival = tuple(np.minimum.accumulate(mean).tolist())
-        if not timed:
-            return Seen(survival, len(found), np.nan, np.nan)
         begin = self.keys, 0, first, token, count, request, self.platform
         return Seen(
-            survival,
-            len(found),
-            self._seconds(lambda repeats: _draft(repeats, *begin)),
-            self._seconds(lambda repeats: _accept(repeats, *seen)),
+            survival=tuple(np.minimum.accumulate(mean).tolist()),
+            trees=len(found),
+            draft=lambda repeats: _draft(repeats, *begin),
+            target=self._target(request, start, proposal.tokens, one),
+            verify=lambda repeats: _accept(repeats, *seen),
         )
 
-    def _start(self, request: Request) -> tuple[Cache, State]:
-        models = request.target, request.drafter
-        return _start(*models, *self.prompts[:2], self.prompts.capacity, self.platform)
+    def seconds(self, parts: Sequence[Part]) -> list[float]:
+        """Least seconds of each part, of rounds in which they take turns."""
 
-    def _count(self, value: int) -> Array:
-        return jax.device_put(np.full(len(self.prompts.lengths), value, np.int32))
-
-    def _nodes(self, request: Request) -> Array:
-        shape = len(self.prompts.lengths), request.config.token_tree.num_nodes
-        return jax.device_put(np.zeros(shape, np.int32))
-
-    def _seconds(self, call: Callable[[int], Any]) -> float:
-        """Least seconds of one round of a loop."""
-
-        def timed(repeats: int) -> float:
+        def timed(part: Part, repeats: int) -> float:
             start = self.clock()
-            jax.block_until_ready(call(repeats))
+            jax.block_until_ready(part(repeats))
             return (self.clock() - start) / repeats
 
-        jax.block_until_ready(call(1))
-        once = max(timed(1), 1e-9)
-        repeats = max(1, min(LONGEST_LOOP, round(LOOP_SECONDS / once)))
-        return min(timed(repeats) for _ in range(REPEATS))
+        for part in parts:
+            jax.block_until_ready(part(1))
+        once = [max(timed(part, 1), 1e-9) for part in parts]
+        repeats = [
+            max(1, min(LONGEST_LOOP, round(LOOP_SECONDS / seconds))) for seconds in once
+        ]
+        pairs = list(zip(parts, repeats, strict=True))
+        rounds = [[timed(*pair) for pair in pairs] for _ in range(REPEATS)]
+        return np.min(rounds, axis=0).tolist()
+
+    def _target(
+        self, request: Request, cache: Cache, tokens: Array, count: Array
+    ) -> Part:
+        call = cache, tokens, count, request, self.platform
+        return lambda repeats: _score(repeats, *call)
+
+    def _start(self, request: Request) -> tuple[Cache, State, Array]:
+        models = request.target, request.drafter
+        return _start(*models, *self.prompts[:2], self.prompts.capacity, self.platform)
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "platform"))
 def _start(target, drafter, prompts, lengths, capacity: int, platform):
+    """Caches that hold the prompts, and ones [B] that lie where they do."""
     with on_platform(platform):
         cache = prefill(target, prompts, lengths, capacity)
-        return cache, drafter.start(prompts, lengths, capacity)
+        state = drafter.start(prompts, lengths, capacity)
+        return cache, state, jnp.ones_like(lengths)
 
 
 @functools.partial(jax.jit, static_argnames="platform")
@@ -252,10 +256,10 @@ def _accept(
 
     def body(_, carry):
         # Bound to the round before, or all rounds would be one.
-        seen, _ = jax.lax.optimization_barrier((logits, carry))
+        drawn, seen, _ = jax.lax.optimization_barrier((proposal, logits, carry))
         which = jnp.arange(len(keys))
         own = step.step_keys(keys, jnp.broadcast_to(steps, which.shape))[1]
-        arrays = which, own, proposal.tokens, proposal.laws, request.options
+        arrays = which, own, drawn.tokens, drawn.laws, request.options
         return map_rows(lambda *own: row(*own, seen), *arrays)
 
     with on_platform(platform):
