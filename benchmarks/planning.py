@@ -21,7 +21,7 @@ import numpy as np
 import globalres_jax as gr
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.planning import parse_shape, tokens_per_second
-from globalres_jax.planning.automatic import of_shape
+from globalres_jax.planning.question import of_shape
 
 PROMPT = "KING RICHARD III:\nNow is the winter"
 GRID = "plain chain:1 chain:3 chain:5 chain:7 chain:11 chain:15 paths:2,3 paths:3,5"

@@ -28,7 +28,8 @@ from globalres_jax.decoding.request import (
     end_tokens,
 )
 from globalres_jax.drafters import NoDrafts, as_drafter
-from globalres_jax.planning.automatic import Plan, Question, choose_plan, observe
+from globalres_jax.planning.automatic import Plan, choose_plan, observe
+from globalres_jax.planning.question import Question
 from globalres_jax.sharding import mesh_of, place_rows
 from globalres_jax.validation import is_concrete
 

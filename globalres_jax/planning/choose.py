@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from globalres_jax.planning.acceptance import Acceptance
 from globalres_jax.planning.costs import Costs
@@ -40,36 +40,45 @@ def best_shape(
     return best, tokens_per_second(best, acceptance, costs)
 
 
-def refine(
-    shapes: Sequence[Shape],
-    acceptance: Acceptance,
-    costs: Costs,
-    measure: Callable[[Shape], float],
-    look: Callable[[Acceptance, Costs], tuple[Acceptance, Costs]],
-) -> tuple[Acceptance, Costs]:
+class Measures(Protocol):
+    """What is known so far, and ways to know more.
+
+    Attributes:
+      acceptance: of drafts.
+      costs: of the parts of a step; the target call of one token among them.
+    """
+
+    @property
+    def acceptance(self) -> Acceptance: ...
+
+    @property
+    def costs(self) -> Costs: ...
+
+    def measure_call(self, shape: Shape) -> None:
+        """Measures a shape's target call."""
+        ...
+
+    def look_at_paths(self) -> None:
+        """Measures drafts of several paths: what they cost, and how many count."""
+        ...
+
+
+def refine(shapes: Sequence[Shape], measures: Measures) -> None:
     """Measures what could still decide which of the shapes is best, and no more.
 
     The most hopeful shape gets its target call measured; then, if it has several paths
     and their drafts have not been looked at, they are; until nothing that is not known
     could be better than what is.
-
-    Args:
-      shapes: to choose from.
-      acceptance: of drafts.
-      costs: known so far; the target call of one token among them.
-      measure: the seconds of a shape's target call.
-      look: both, with what drafts of several paths say.
     """
     for _ in range(MOST_MEASURED):
-        hopeful = hopeful_shape(shapes, acceptance, costs)
+        costs = measures.costs
+        hopeful = hopeful_shape(shapes, measures.acceptance, costs)
         if hopeful.num_nodes not in costs.target:
-            call = {hopeful.num_nodes: measure(hopeful)}
-            costs = dataclasses.replace(costs, target={**costs.target, **call})
+            measures.measure_call(hopeful)
         elif hopeful.num_paths > 1 and len(costs.draft) == 1:
-            acceptance, costs = look(acceptance, costs)
+            measures.look_at_paths()
         else:
             break
-    return acceptance, costs
 
 
 def known_shapes(shapes: Iterable[Shape], costs: Costs) -> list[Shape]:
