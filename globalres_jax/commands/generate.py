@@ -17,10 +17,13 @@ from rich.text import Text
 
 from globalres_jax.base import Model
 from globalres_jax.commands.loading import load_measured
-from globalres_jax.decoding.config import SpeculativeConfig
+from globalres_jax.decoding.config import AUTO, SpeculativeConfig
 from globalres_jax.decoding.loop import Generation, compile_generate
+from globalres_jax.decoding.program import plan
 from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.drafters.prompt_lookup import PromptLookup
+from globalres_jax.planning import kept_in, learn, observe, parse_shape
+from globalres_jax.planning.store import VARIABLE
 from globalres_jax.tree_verifiers import BY_NAME as TREE_RULES
 from globalres_jax.tree_verifiers import Block
 from globalres_jax.verifiers import BY_NAME, SingleDraft
@@ -60,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verbose",
         action="store_true",
-        help="load time, type of numbers, peak memory and cache folder, to stderr",
+        help="load time, type of numbers, peak memory, cache folder, and why a tree was"
+        " chosen, to stderr",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object only")
 
@@ -69,8 +73,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what makes the `SpeculativeConfig`."""
     parser.add_argument(
         "--verifier",
-        default="global-resolution",
         choices=sorted([*BY_NAME, *TREE_RULES]),
+        help="global-resolution by default; with --tree auto what suits the tree",
+    )
+    parser.add_argument(
+        "--tree",
+        metavar="SHAPE",
+        help="auto (what pays on this machine, measured before the first text),"
+        " chain:7, paths:3,5 or plain; in place of --num-drafts and --draft-length",
+    )
+    parser.add_argument(
+        "--plans",
+        metavar="FOLDER",
+        help="keep there what --tree auto measured, and do not measure it again;"
+        f" {VARIABLE}=FOLDER does so, too",
     )
     parser.add_argument(
         "--law",
@@ -116,7 +132,8 @@ def run(args: argparse.Namespace) -> None:
         print(loading, file=sys.stderr)
     if target.tokenizer is None:
         raise ValueError(f"--target: {args.target} has no tokenizer")
-    results = {"speculative": _timed(args, target, draft, config)}
+    with kept_in(args.plans):
+        results = {"speculative": _planned(args, target, draft, config)}
     if args.compare:
         results["plain"] = _timed(args, target, None, config)
     if args.json:
@@ -126,8 +143,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
+    automatic = args.tree == AUTO
+    tree = args.tree
+    if tree is not None and not automatic:
+        tree = parse_shape(tree).tree
     rules = BY_NAME | TREE_RULES
-    verifier = rules[args.verifier]()
+    name = args.verifier or (None if automatic else "global-resolution")
+    verifier = name and rules[name]()
     num_drafts = args.num_drafts
     if num_drafts is None:
         single = isinstance(verifier, SingleDraft | Block)
@@ -136,6 +158,7 @@ def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
     return SpeculativeConfig(
         num_drafts=num_drafts,
         draft_length=args.draft_length,
+        tree=tree,
         law=LAWS[args.law],
         verifier=verifier,
         temperature=args.temp,
@@ -171,6 +194,7 @@ class TimedGeneration:
     Attributes:
       tokens: [T] the emitted tokens.
       from_draft: [T] whether each had been drafted.
+      counts: as they were counted.
       metrics: plain numbers and lists.
     """
 
@@ -178,7 +202,7 @@ class TimedGeneration:
         length = int(result.lengths[0])
         self.tokens = np.asarray(result.tokens[0, :length])
         self.from_draft = np.asarray(result.from_draft[0, :length])
-        counts = result.metrics
+        self.counts = counts = result.metrics
         names = (
             "mean_acceptance_length",
             "acceptance_rate",
@@ -195,6 +219,21 @@ class TimedGeneration:
             self.metrics["optimal_acceptance_rate"] = None  # JSON has no NaN
         self.metrics["tokens_per_second"] = length / running
         self.metrics["seconds_with_compilation"] = compiling + running
+
+
+def _planned(args: argparse.Namespace, target: Model, draft, config) -> TimedGeneration:
+    """`_timed`, by the tree that pays if it is to be chosen."""
+    if config.tree != AUTO:
+        return _timed(args, target, draft, config)
+    prompt = jnp.asarray([_prompt_tokens(args, target)], jnp.int32)
+    lengths = jnp.asarray([prompt.shape[1]])
+    chosen = plan(target, draft, prompt, lengths, config, args.max_tokens)
+    if args.verbose:
+        print(chosen, file=sys.stderr)
+    result = _timed(args, target, draft, chosen.config)
+    observe(chosen, result.counts)
+    learn(wait=True)
+    return result
 
 
 def _timed(

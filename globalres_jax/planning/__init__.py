@@ -1,7 +1,7 @@
 """Which draft tree pays: measured costs, measured acceptance, and the best shape."""
 
 from globalres_jax.planning.acceptance import Acceptance, independent
-from globalres_jax.planning.automatic import Plan, forget, learn
+from globalres_jax.planning.automatic import Plan, forget, learn, observe
 from globalres_jax.planning.choose import best_shape, tokens_per_second
 from globalres_jax.planning.costs import Costs
 from globalres_jax.planning.estimates import Estimates
@@ -21,6 +21,7 @@ __all__ = [
     "independent",
     "kept_in",
     "learn",
+    "observe",
     "parse_shape",
     "tokens_per_second",
 ]

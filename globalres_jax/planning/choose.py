@@ -13,8 +13,8 @@ from globalres_jax.planning.shapes import PLAIN, Shape
 MARGIN = 1.05
 #: How much faster a shape must look to be compiled where another one is in use.
 WORTH_COMPILING = 1.05
-#: Most things that one choice measures, each compiled for it.
-MOST_MEASURED = 4
+#: Most target calls that one choice measures, each compiled for it.
+MOST_MEASURED = 3
 
 
 def tokens_per_second(shape: Shape, acceptance: Acceptance, costs: Costs) -> float:
@@ -70,15 +70,19 @@ def refine(shapes: Sequence[Shape], measures: Measures) -> None:
     and their drafts have not been looked at, they are; until nothing that is not known
     could be better than what is.
     """
-    for _ in range(MOST_MEASURED):
-        costs = measures.costs
-        hopeful = hopeful_shape(shapes, measures.acceptance, costs)
+    calls = MOST_MEASURED
+    while True:
+        acceptance, costs = measures.acceptance, measures.costs
+        if calls == 0:
+            shapes = [shape for shape in shapes if shape.num_nodes in costs.target]
+        hopeful = hopeful_shape(shapes, acceptance, costs)
         if hopeful.num_nodes not in costs.target:
             measures.measure_call(hopeful)
+            calls -= 1
         elif hopeful.num_paths > 1 and len(costs.draft) == 1:
             measures.look_at_paths()
         else:
-            break
+            return
 
 
 def known_shapes(shapes: Iterable[Shape], costs: Costs) -> list[Shape]:

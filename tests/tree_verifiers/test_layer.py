@@ -12,10 +12,13 @@ from globalres_jax.testing import expected_length, joint_law, random_tables, ste
 from globalres_jax.tree_verifiers import (
     Block,
     LayerResolution,
+    TopDown,
     Traversal,
     expected_accepted,
+    expected_by_level,
 )
 from globalres_jax.tree_verifiers import layer as layer_module
+from globalres_jax.verifiers import SingleDraft
 
 VOCAB_SIZE = 3
 RAGGED = gr.tree.from_parents([-1, 0, 0, 1, 1, 2])
@@ -258,6 +261,23 @@ def test_expected_accepted_of_any_rule(float64):
     stop = Block().law(tree, *args).stop
     found = expected_accepted(Block(), tree, *args)
     assert float(found) == pytest.approx(float(stop @ np.arange(4.0)))
+
+
+def test_what_each_level_adds_to_the_accepted(float64):
+    """One path: the same by both rules, and first what a shorter one has."""
+    tree = gr.tree.chain(3)
+    tokens, p, laws = drafted(tree, 1)
+    block = expected_by_level(Block(), tree, tokens, p, laws)
+    shorter = gr.tree.chain(2), tokens[:3], p[:3], laws[:2]
+    np.testing.assert_allclose(
+        expected_by_level(Block(), *shorter), block[:2], atol=1e-12
+    )
+    for rule in (LayerResolution(), TopDown(SingleDraft())):
+        added = expected_by_level(rule, tree, tokens, p, laws)
+        total = expected_accepted(rule, tree, tokens, p, laws)
+        assert float(jnp.sum(added)) == pytest.approx(float(total))
+        if rule == LayerResolution():
+            np.testing.assert_allclose(added, block, atol=1e-9)
 
 
 def test_levels_of_unequal_families_are_refused():
