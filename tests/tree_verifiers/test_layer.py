@@ -265,19 +265,20 @@ def test_expected_accepted_of_any_rule(float64):
 
 def test_what_each_level_adds_to_the_accepted(float64):
     """One path: the same by both rules, and first what a shorter one has."""
-    tree = gr.tree.chain(3)
-    tokens, p, laws = drafted(tree, 1)
-    block = expected_by_level(Block(), tree, tokens, p, laws)
-    shorter = gr.tree.chain(2), tokens[:3], p[:3], laws[:2]
-    np.testing.assert_allclose(
-        expected_by_level(Block(), *shorter), block[:2], atol=1e-12
-    )
-    for rule in (LayerResolution(), TopDown(SingleDraft())):
-        added = expected_by_level(rule, tree, tokens, p, laws)
-        total = expected_accepted(rule, tree, tokens, p, laws)
-        assert float(jnp.sum(added)) == pytest.approx(float(total))
-        if rule == LayerResolution():
-            np.testing.assert_allclose(added, block, atol=1e-9)
+    tree, rules = gr.tree.chain(3), (LayerResolution(), TopDown(SingleDraft()))
+
+    @jax.jit
+    def measured(tokens, p, laws):
+        shorter = gr.tree.chain(2), tokens[:3], p[:3], laws[:2]
+        block = expected_by_level(Block(), tree, tokens, p, laws)
+        added = [expected_by_level(rule, tree, tokens, p, laws) for rule in rules]
+        totals = [expected_accepted(rule, tree, tokens, p, laws) for rule in rules]
+        return block, expected_by_level(Block(), *shorter), added, totals
+
+    block, short, added, totals = measured(*drafted(tree, 1))
+    np.testing.assert_allclose(short, block[:2], atol=1e-12)
+    np.testing.assert_allclose(added[0], block, atol=1e-9)
+    np.testing.assert_allclose(np.sum(added, axis=1), totals, atol=1e-12)
 
 
 def test_levels_of_unequal_families_are_refused():
