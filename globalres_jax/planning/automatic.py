@@ -102,8 +102,8 @@ def choose_plan(
     with _MEMORY.lock:
         learn()
         known = _MEMORY.estimates.get(name) or store.load(name)
-        probe = probe_for(question, known, clock)
         if known is None or known.is_due:
+            probe = probe_for(question, known, clock)
             known = calibrate(question, probe, configs, known)
 
         shapes = known_shapes(configs, known.costs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import operator
+import weakref
 from typing import Any
 
 import jax
@@ -13,6 +15,10 @@ from globalres_jax.decoding.options import SamplingOptions
 
 #: Bytes of a model's parameters that are looked at, the smallest arrays first.
 _MOST_BYTES = 1 << 20
+
+#: By the identity of its arrays what a model's digest is.
+_DIGESTS: dict[tuple[int, ...], tuple[tuple[weakref.ref, ...], bytes]] = {}
+_MOST_DIGESTS = 64
 
 
 def name_of(
@@ -43,7 +49,7 @@ def name_of(
     ]
     digest = hashlib.sha256(repr(said).encode())
     for part in (target, drafter):
-        _add_arrays(digest, part)
+        digest.update(_digest(part))
     return digest.hexdigest()[:32]
 
 
@@ -61,14 +67,33 @@ def _options(options: SamplingOptions) -> list:
     return [rows, options.greedy, *rough]
 
 
-def _add_arrays(digest: Any, part: Any) -> None:
-    leaves, _ = jax.tree.flatten(part)
-    digest.update(type(part).__qualname__.encode())
+def _digest(part: Any) -> bytes:
+    """Of a model or drafter; kept as long as its arrays live."""
+    leaves = jax.tree.leaves(part)
     if not leaves:
-        digest.update(repr(part).encode())
-    left = _MOST_BYTES
+        return repr(part).encode()
+    key = tuple(map(id, leaves))
+    held, digest = _DIGESTS.get(key, ((), b""))
+    alive = [one() for one in held]
+    if len(alive) == len(leaves) and all(map(operator.is_, alive, leaves)):
+        return digest
+    digest = _digest_arrays(type(part).__qualname__, leaves)
+    if all(isinstance(leaf, jax.Array) for leaf in leaves):
+        if len(_DIGESTS) >= _MOST_DIGESTS:
+            _DIGESTS.clear()
+        _DIGESTS[key] = tuple(map(weakref.ref, leaves)), digest
+    return digest
+
+
+def _digest_arrays(name: str, leaves: list) -> bytes:
+    digest = hashlib.sha256(name.encode())
+    left, has_matrix = _MOST_BYTES, False
     for leaf in sorted(leaves, key=lambda leaf: leaf.nbytes):
         digest.update(f"{leaf.shape} {leaf.dtype}".encode())
         left -= leaf.nbytes
-        if left >= 0 and getattr(leaf, "is_fully_addressable", True):
+        # Scales of layers are much alike in many models: one matrix at least.
+        wanted = left >= 0 or (leaf.ndim > 1 and not has_matrix)
+        if wanted and getattr(leaf, "is_fully_addressable", True):
             digest.update(np.asarray(leaf).tobytes())
+            has_matrix |= leaf.ndim > 1
+    return digest.digest()

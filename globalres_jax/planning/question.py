@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,14 +64,25 @@ def candidates(question: Question) -> dict[Shape, SpeculativeConfig]:
     plain.capacity(width, question.room)
     found = {PLAIN: plain}
     for shape in CANDIDATES[1:]:
+        made = _allowed(config, shape)
+        if made is None:
+            continue
         try:
-            made = of_shape(config, shape)
             question.drafter.check(made.token_tree, vocab_size)
             made.capacity(width, question.room)
-        except (TypeError, ValueError):
+        except ValueError:
             continue
         found[shape] = made
     return found
+
+
+@functools.lru_cache(maxsize=512)
+def _allowed(config: SpeculativeConfig, shape: Shape) -> SpeculativeConfig | None:
+    """`of_shape`, None where rule and law do not go with it; checks take their time."""
+    try:
+        return of_shape(config, shape)
+    except (TypeError, ValueError):
+        return None
 
 
 def of_shape(config: SpeculativeConfig, shape: Shape) -> SpeculativeConfig:
