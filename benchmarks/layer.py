@@ -18,7 +18,7 @@ from drawn_trees import tree_of
 from measure import call_seconds
 
 import globalres_jax as gr
-from globalres_jax.decoding.options import FilteredRows
+from globalres_jax.decoding.options import FilteredRows, broken_rows
 from globalres_jax.numerics.rows import on_platform
 from globalres_jax.transport.layer_drafts import SingleDrafts
 from globalres_jax.transport.layer_plan import solve_layer
@@ -114,7 +114,8 @@ def main() -> None:
 
         @jax.jit
         def walk(key, tokens, logits, laws, rule=rule):
-            p = FilteredRows(logits, gr.SamplingOptions(temperature=jnp.float32(1)))
+            options = gr.SamplingOptions(temperature=jnp.float32(1))
+            p = FilteredRows(logits, options, broken_rows(logits))
             if not getattr(rule, "reads_rows", False):
                 p = p[jnp.arange(tree.num_nodes)]
             with on_platform(jax.default_backend()):

@@ -19,6 +19,7 @@ if (_interruption := importlib.import_module(f"{__name__}.interruption")).is_com
 from globalres_jax import (
     draft_laws,
     drafters,
+    planning,
     sharding,
     testing,
     tree,
@@ -27,9 +28,10 @@ from globalres_jax import (
 )
 from globalres_jax.base import Decision, Model
 from globalres_jax.decoding.config import SpeculativeConfig
-from globalres_jax.decoding.loop import Generation, compile_generate, generate
+from globalres_jax.decoding.loop import compile_generate, generate
 from globalres_jax.decoding.metrics import Metrics
 from globalres_jax.decoding.options import SamplingOptions
+from globalres_jax.decoding.program import Generation, plan
 from globalres_jax.draft_laws import (
     IID,
     Deterministic,
@@ -71,6 +73,8 @@ __all__ = [
     "models",
     "optimal_acceptance_rate",
     "paths",
+    "plan",
+    "planning",
     "sharding",
     "solve_transport",
     "testing",

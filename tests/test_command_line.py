@@ -142,6 +142,51 @@ def test_a_text_beyond_the_context_is_refused_in_numbers(monkeypatch, capsys):
     assert "tokens is longer than the target's context of 20" in error
 
 
+def test_trees_by_name(monkeypatch, tmp_path, capsys, decoding_compiled_once):
+    """Explicit ones as they are; auto as its plan says, which is told, and kept."""
+
+    def settle(*options):
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        args = parser.parse_args(["--prompt", "a", *options])
+        return command._config(args, "embedded-draft")
+
+    assert settle("--tree", "paths:3,5").token_tree == gr.paths(3, 5)
+    assert settle("--tree", "plain").token_tree.depth == 0
+    chain = settle("--tree", "chain:7", "--verifier", "block")
+    assert chain.verifier == gr.tree_verifiers.Block()
+    assert settle("--tree", "auto") == gr.SpeculativeConfig(tree="auto")
+    assert settle("--tree", "auto", *CHEAP).verifier == gr.verifiers.SingleDraft()
+    with pytest.raises(ValueError, match="expected auto, plain, chain:LENGTH or"):
+        settle("--tree", "wide")
+
+    def planned(target, draft, prompts, lengths, config, max_new_tokens):
+        # The program of other tests.
+        chosen = dataclasses.replace(config, tree=None, num_drafts=1, draft_length=2)
+        known = gr.planning.Estimates(
+            gr.planning.independent(0.5),
+            gr.planning.Costs({1: 1.0}, {1: 0.1}, {1: 0.1}),
+            3,
+            99,
+        )
+        name = "pair"
+        gr.planning.automatic._remember(name, known)
+        return gr.planning.Plan(chosen, gr.planning.Shape(1, 2), known, name, 0.5)
+
+    monkeypatch.setattr(command, "plan", planned)
+    options = ["--tree", "auto", "--plans", str(tmp_path), "--verbose", "--json"]
+    try:
+        assert main([*GENERATE, *SMALL, *options]) == 0
+    finally:
+        gr.planning.forget()
+    captured = capsys.readouterr()
+    assert "tree: chain:2 by SingleDraft, " in captured.err
+    # What was decoded has been learned from.
+    counts = json.loads(captured.out)["metrics"]
+    kept = json.loads((tmp_path / "pair.json").read_text())
+    assert kept["acceptance"]["steps"] == counts["num_spec_steps"] > 0
+
+
 def test_unknown_verifier_lists_the_names(capsys):
     with pytest.raises(SystemExit) as stop:
         main([*GENERATE, "--verifier", "best"])

@@ -25,7 +25,7 @@ SCRIPT = """
 
     target, draft = models.load_pair("embedded-draft", "layers:0")
     config = gr.SpeculativeConfig(num_drafts=2, draft_length=1, top_k=100)
-    program = loop._as_program(
+    program = loop.as_program(
         jax.random.key(0),
         target,
         draft,

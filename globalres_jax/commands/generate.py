@@ -19,12 +19,15 @@ from rich.table import Table
 from globalres_jax.base import Model
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.commands.seeds import key_of_seed
-from globalres_jax.decoding.config import SpeculativeConfig
+from globalres_jax.decoding.config import AUTO, SpeculativeConfig
 from globalres_jax.decoding.loop import Generation, compile_generate
 from globalres_jax.decoding.metrics import described
+from globalres_jax.decoding.program import plan
 from globalres_jax.decoding.request import check_room
 from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.drafters.prompt_lookup import PromptLookup
+from globalres_jax.planning import kept_in, learn, observe, parse_shape
+from globalres_jax.planning.store import VARIABLE
 from globalres_jax.tree_verifiers import BY_NAME as TREE_RULES
 from globalres_jax.tree_verifiers import Block
 from globalres_jax.verifiers import BY_NAME, SingleDraft
@@ -66,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verbose",
         action="store_true",
-        help="load time, type of numbers, peak memory and cache folder, to stderr",
+        help="load time, type of numbers, peak memory, cache folder, and why a tree was"
+        " chosen, to stderr",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object only")
 
@@ -78,6 +82,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="layer-resolution",
         choices=sorted([*BY_NAME, *TREE_RULES]),
         help="which rule accepts drafts; every one keeps the target's distribution",
+    )
+    parser.add_argument(
+        "--tree",
+        metavar="SHAPE",
+        help="auto (what pays on this machine, measured before the first text),"
+        " chain:7, paths:3,5 or plain; in place of --num-drafts and --draft-length",
+    )
+    parser.add_argument(
+        "--plans",
+        metavar="FOLDER",
+        help="keep there what --tree auto measured, and do not measure it again;"
+        f" {VARIABLE}=FOLDER does so, too",
     )
     parser.add_argument(
         "--law",
@@ -128,7 +144,8 @@ def run(args: argparse.Namespace) -> None:
     prompt = _prompt_tokens(args, target)
     if not prompt:
         raise ValueError("--prompt: comes to no token of the target's")
-    results = {"speculative": _timed(args, target, draft, config, prompt)}
+    with kept_in(args.plans):
+        results = {"speculative": _planned(args, target, draft, config, prompt)}
     if args.compare:
         results["plain"] = _timed(args, target, None, config, prompt)
     if args.json:
@@ -146,8 +163,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
-    rules = BY_NAME | TREE_RULES
-    verifier = rules[args.verifier]()
+    tree = args.tree
+    if tree not in (None, AUTO):
+        tree = parse_shape(tree).tree
+    verifier = (BY_NAME | TREE_RULES)[args.verifier]()
     num_drafts = args.num_drafts
     if num_drafts is None:
         single = isinstance(verifier, SingleDraft | Block)
@@ -156,6 +175,7 @@ def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
     return SpeculativeConfig(
         num_drafts=num_drafts,
         draft_length=args.draft_length,
+        tree=tree,
         law=LAWS[args.law],
         verifier=verifier,
         temperature=args.temp,
@@ -192,6 +212,7 @@ class TimedGeneration:
       tokens: [T] the emitted tokens.
       from_draft: [T] whether each had been drafted.
       failed: whether it ended because the target's logits said nothing.
+      counts: as they were counted.
       metrics: plain numbers and lists.
     """
 
@@ -200,12 +221,33 @@ class TimedGeneration:
         self.tokens = np.asarray(result.tokens)[0, :length]
         self.from_draft = np.asarray(result.from_draft)[0, :length]
         self.failed = bool(np.asarray(result.failed)[0])
-        counts = described(result.metrics)
-        self.metrics = {name: np.asarray(x)[0].tolist() for name, x in counts.items()}
+        self.counts = result.metrics
+        found = described(result.metrics)
+        self.metrics = {name: np.asarray(x)[0].tolist() for name, x in found.items()}
         if math.isnan(self.metrics["optimal_acceptance_rate"]):
             self.metrics["optimal_acceptance_rate"] = None  # JSON has no NaN
         self.metrics["tokens_per_second"] = length / running
         self.metrics["seconds_with_compilation"] = compiling + running
+
+
+def _planned(
+    args: argparse.Namespace,
+    target: Model,
+    draft: Model | PromptLookup | None,
+    config: SpeculativeConfig,
+    tokens: list[int],
+) -> TimedGeneration:
+    """`_timed`, by the tree that pays if it is to be chosen."""
+    if config.tree != AUTO:
+        return _timed(args, target, draft, config, tokens)
+    rows = np.asarray([tokens], np.int32), np.asarray([len(tokens)])
+    chosen = plan(target, draft, *rows, config, args.max_tokens)
+    if args.verbose:
+        print(chosen, file=sys.stderr)
+    result = _timed(args, target, draft, chosen.config, tokens)
+    observe(chosen, result.counts)
+    learn(wait=True)
+    return result
 
 
 def _timed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,13 @@ from globalres_jax.validation import LARGEST, as_number
 #: `law(probs [V], num_drafts, max_support=...)`: the class of a law, or a function.
 LawMaker = Callable[..., Any]
 
+#: As a tree: the shape that pays, see `globalres_jax.planning`.
+AUTO = "auto"
+
+
+def _to_tree(name: str, value: Any) -> TokenTree | str:
+    return value if isinstance(value, str) and value == AUTO else to_tree(name, value)
+
 
 #: What each option must be, and becomes: numbers of numpy and JAX are Python's then.
 _KINDS = {
@@ -41,7 +48,7 @@ _KINDS = {
     "top_p": optional(as_number),
     "min_p": optional(as_number),
     "measure_optimum": to_flag,
-    "tree": optional(to_tree),
+    "tree": optional(_to_tree),
     "law": to_law,
     "verifier": to_verifier,
 }
@@ -61,7 +68,10 @@ class SpeculativeConfig:
         drafted token, and 3 elsewhere.
       draft_length: tokens on each path; 0 is plain decoding.
       tree: shape of the token tree; `paths(num_drafts, draft_length)` if None. Where
-        it is given, it alone counts.
+        it is given, it alone counts. "auto" is the shape that pays: `generate` measures
+        model calls and drafts before it compiles, remembers what it found, and learns
+        from what it decodes. All shapes are lossless, so the law of the text does not
+        depend on the choice, but what a given key writes does.
       law: draft law of the children of a node, `law(probs, num_drafts,
         max_support=...)`: one for all levels, or a tuple with one for each. Paths of
         `IID` drafts that spell the same text are merged.
@@ -86,7 +96,7 @@ class SpeculativeConfig:
 
     num_drafts: int | None = None
     draft_length: int = 5
-    tree: TokenTree | None = None
+    tree: TokenTree | Literal["auto"] | None = None
     law: LawMaker | tuple[LawMaker, ...] = IID
     verifier: Verifier | TreeVerifier = LayerResolution()
     temperature: float = 1.0
@@ -105,6 +115,13 @@ class SpeculativeConfig:
         for name, convert in _KINDS.items():
             object.__setattr__(self, name, convert(name, getattr(self, name)))
         _ = self.sampling  # checks the options
+        if self.tree == AUTO:
+            if isinstance(self.law, tuple):
+                raise ValueError(
+                    f'law: tree="auto" needs one law for all levels, got '
+                    f"{len(self.law)}"
+                )
+            return
         if self.tree is None:
             nodes = 1 + self.num_drafts * self.draft_length
             check_size("num_drafts, draft_length", nodes)
@@ -121,7 +138,15 @@ class SpeculativeConfig:
 
     @property
     def token_tree(self) -> TokenTree:
-        """The shape of the tree: `tree`, or what the numbers stand for."""
+        """The shape of the tree: `tree`, or what the numbers stand for.
+
+        Raises:
+          ValueError: `tree="auto"`, which is no shape yet.
+        """
+        if self.tree == AUTO:
+            raise ValueError(
+                'tree: "auto" is no shape before `generate` or `plan` has chosen one'
+            )
         if self.tree is not None:
             return self.tree
         return paths(self.num_drafts, self.draft_length)

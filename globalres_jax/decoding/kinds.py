@@ -41,7 +41,7 @@ def to_flag(name: str, value: Any) -> bool:
 def to_tree(name: str, value: Any) -> TokenTree:
     """A `TokenTree`."""
     if not isinstance(value, TokenTree):
-        raise wrong_kind(name, "a TokenTree, such as tree.branching((2, 2))", value)
+        raise wrong_kind(name, 'a TokenTree, such as tree.chain(5), or "auto"', value)
     return value
 
 

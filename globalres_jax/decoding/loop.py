@@ -8,64 +8,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from globalres_jax.base import Array, Drafter, Model, Params
-from globalres_jax.decoding.buckets import (
-    Sizes,
-    bucket_sizes,
-    first_columns,
-    pad_prompts,
-)
+from globalres_jax.base import Array, Drafter, Model
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.emission import TextBuffer, empty_text
-from globalres_jax.decoding.kinds import wrong_kind
-from globalres_jax.decoding.metrics import Metrics
 from globalres_jax.decoding.options import SamplingOptions
-from globalres_jax.decoding.request import (
-    check_context,
-    check_drafter,
-    check_model,
-    check_prompts,
-    check_room,
-    end_tokens,
-    row_keys,
-)
+from globalres_jax.decoding.program import Generation, as_program
 from globalres_jax.decoding.step import (
     Request,
     StepState,
     decode_step,
     first_state,
 )
-from globalres_jax.drafters import NoDrafts, as_drafter
 from globalres_jax.numerics.rows import on_platform, with_types_of
-from globalres_jax.sharding import gather, mesh_of, place_rows
-from globalres_jax.validation import as_array, is_concrete
-
-
-class Generation(NamedTuple):
-    """Result of `generate`.
-
-    Attributes:
-      tokens: [B, T] int32, the config's `pad_id` beyond `lengths`; an end token that
-        ended a row is its last token.
-      lengths: [B] number of tokens emitted.
-      from_draft: [B, T] bool, the token had been drafted.
-      metrics: counts and rates, see `Metrics`.
-      failed: [B] bool, the row ended since what the target said next was no
-        distribution: a NaN among its logits, or nothing but -inf. The tokens before it
-        are as they should be.
-    """
-
-    tokens: Array
-    lengths: Array
-    from_draft: Array
-    metrics: Metrics
-    failed: Array
+from globalres_jax.sharding import gather
 
 
 def generate(
@@ -102,10 +61,11 @@ def generate(
     Raises:
       TypeError: an argument of another kind; it is named.
       ValueError: an empty or over-long prompt, vocabularies that differ, a draft that
-        cannot have the tree's shape, a cache too short for prompt, text and tree, or
-        a prompt and its new tokens beyond the target's `context_length`.
+        cannot have the tree's shape, a cache too short for prompt, text and tree, a
+        prompt and its new tokens beyond the target's `context_length`, or
+        `tree="auto"` under `jit`.
     """
-    program = _as_program(
+    program = as_program(
         key,
         target,
         draft,
@@ -116,7 +76,7 @@ def generate(
         eos_id,
         options,
     )
-    return program.cut(_generate(*program.arrays, **program.static))
+    return program.finish(_generate(*program.arrays, **program.static))
 
 
 def compile_generate(*args, **kwargs) -> Callable[[], Generation]:
@@ -124,100 +84,9 @@ def compile_generate(*args, **kwargs) -> Callable[[], Generation]:
 
     So that time to compile and time to run can be told apart.
     """
-    program = _as_program(*args, **kwargs)
+    program = as_program(*args, **kwargs)
     compiled = _generate.lower(*program.arrays, **program.static).compile()
-    return lambda: program.cut(compiled(*program.arrays))
-
-
-class Program(NamedTuple):
-    """A request as `_generate` takes it.
-
-    Attributes:
-      arrays: its arguments.
-      static: what fixes the program.
-      room: most new tokens of a row; the program's texts may be wider.
-    """
-
-    arrays: tuple
-    static: dict
-    room: int
-
-    def cut(self, result: Generation) -> Generation:
-        """What was asked for of a result."""
-        return result._replace(
-            tokens=first_columns(result.tokens, self.room),
-            from_draft=first_columns(result.from_draft, self.room),
-        )
-
-
-def _as_program(
-    key,
-    target,
-    draft,
-    prompts,
-    prompt_lengths,
-    config=None,
-    max_new_tokens=64,
-    eos_id=None,
-    options=None,
-) -> Program:
-    """Arguments of `generate`, checked, brought to sizes that come back, and placed."""
-    config = SpeculativeConfig() if config is None else config
-    if not isinstance(config, SpeculativeConfig):
-        raise wrong_kind("config", "a SpeculativeConfig", config)
-    options = config.sampling if options is None else options
-    if not isinstance(options, SamplingOptions):
-        raise wrong_kind("options", "SamplingOptions", options)
-    check_model("target", target)
-    if draft is None or config.token_tree.depth == 0:
-        draft, config = NoDrafts(), config.plain()
-    drafter = as_drafter(draft)
-    check_drafter(drafter)
-    drafter.check(config.token_tree, target.vocab_size)
-    prompts = as_array(prompts, "prompts")
-    lengths = as_array(prompt_lengths, "prompt_lengths")
-    batch = check_prompts(prompts, lengths, target.vocab_size)
-    budget, room = check_room(max_new_tokens, batch)
-    check_context(lengths, budget, target.context_length)
-    width = prompts.shape[1]
-    if is_concrete(prompts, lengths):
-        sizes = bucket_sizes(config, width, room)
-        prompts = pad_prompts(prompts, sizes.width)
-        lengths = jax.device_put(np.asarray(lengths, np.int32))
-    else:
-        sizes = Sizes(width, room, config.capacity(width, room))
-    key = row_keys(key, batch)
-    ends = end_tokens(target.eos_id if eos_id is None else eos_id, batch)
-    mesh = mesh_of(target.params)
-    rows = place_rows(
-        mesh,
-        (
-            key,
-            prompts.astype(jnp.int32),
-            lengths.astype(jnp.int32),
-            budget,
-            ends,
-            options.for_rows(batch),
-        ),
-    )
-    static = {
-        "config": config.program(),
-        "room": sizes.room,
-        "capacity": sizes.capacity,
-        "mesh": mesh,
-        "platform": _platform_of(target.params),
-    }
-    return Program((target, drafter, *rows), static, room)
-
-
-def _platform_of(params: Params) -> str | None:
-    """Where parameters lie; None for those that `jit` traces."""
-    leaves = jax.tree.leaves(params)
-    if not leaves or not all(isinstance(x, jax.Array) for x in leaves):
-        return None
-    if not is_concrete(*leaves):
-        return None
-    return next(iter(leaves[0].devices())).platform
+    return lambda: program.finish(compiled(*program.arrays))
 
 
 _STATIC = ("config", "room", "capacity", "mesh", "platform")

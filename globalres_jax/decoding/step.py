@@ -178,7 +178,7 @@ def verify(
         return walk._replace(optimum=None), optimum
 
     arrays, broken = (keys, proposal.tokens, proposal.laws), broken_rows(logits)
-    if not _by_columns(request.target):
+    if not by_columns(request.target):
 
         def from_rows(key, tokens, laws, logits, broken, options):
             return row(key, tokens, FilteredRows(logits, options, broken), laws)
@@ -195,7 +195,7 @@ def verify(
     return map_rows(from_columns, *arrays, index, broken, request.options)
 
 
-def _by_columns(target: Model) -> bool:
+def by_columns(target: Model) -> bool:
     """Whether logits lie by columns, and are better read so than turned over first."""
     lie_so = getattr(target.apply, "vocabulary_first", False)
     return lie_so and known_platform() == "cpu"

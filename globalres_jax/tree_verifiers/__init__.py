@@ -2,7 +2,7 @@
 
 from globalres_jax.base import TreeVerifier, Verifier
 from globalres_jax.tree_verifiers.block import Block
-from globalres_jax.tree_verifiers.expected import expected_accepted
+from globalres_jax.tree_verifiers.expected import expected_accepted, expected_by_level
 from globalres_jax.tree_verifiers.layer import LayerResolution
 from globalres_jax.tree_verifiers.multi_path import GreedyMultiPathBlock
 from globalres_jax.tree_verifiers.optimum import optimum_along
@@ -36,5 +36,6 @@ __all__ = [
     "Traversal",
     "as_tree_verifier",
     "expected_accepted",
+    "expected_by_level",
     "optimum_along",
 ]

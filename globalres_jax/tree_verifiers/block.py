@@ -14,6 +14,7 @@ The expected number of accepted drafts, sum_i E w_i, is the largest for one path
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,29 @@ class Block:
         token = categorical.draw(numbers[-1], normalized_residual(rest[last], p[last]))
         return Walk(nodes, last, token)
 
+    def expected_by_level(
+        self, tree: TokenTree, tokens: Array, p: Array, laws: tuple
+    ) -> Array:
+        """Mean of w_i given the drafts before x_i: sum_x min(w_{i-1} p_i, q_i): [D]."""
+        w, added = jnp.ones((), p.dtype), []
+        for node in range(tree.depth):
+            q = _draft_row(laws[node], p.dtype)
+            added.append(blockwise_sum(jnp.minimum(w * p[node], q)))
+            w = _following(w, p[node], q, tokens[node + 1])
+        return jnp.stack(added) if added else jnp.zeros(0, p.dtype)
+
+
+def _draft_row(stacked: Any, dtype) -> Array:
+    """q [V] of the one node of a level."""
+    law = jax.tree.map(lambda x: x[0], stacked)
+    return law.spread(law.first).astype(dtype)
+
+
+def _following(w: Array, p: Array, q: Array, token: Array) -> Array:
+    """w_i of draft x_i, from w_{i-1}."""
+    drawn = jnp.where(q[token] > 0, q[token], 1)
+    return jnp.minimum(1, w * p[token] / drawn)
+
 
 def chance_of_last(ends: Array) -> Array:
     """Chance that each node of a path is the last with U <= h, `ends [N]`: [N]."""
@@ -82,8 +106,7 @@ def _ends(tokens: Array, p: Array, laws: tuple) -> tuple[Array, Array]:
     w = jnp.ones((), p.dtype)
     ends, rest = [], []
     for node, stacked in enumerate(laws):
-        law = jax.tree.map(lambda x: x[0], stacked)
-        q = law.spread(law.first).astype(p.dtype)
+        q = _draft_row(stacked, p.dtype)
         left = jnp.maximum(w * p[node] - q, 0)
         total = blockwise_sum(left)
         missing = total + 1 - w
@@ -91,8 +114,6 @@ def _ends(tokens: Array, p: Array, laws: tuple) -> tuple[Array, Array]:
             jnp.where(missing > 0, total / jnp.where(missing > 0, missing, 1), 0)
         )
         rest.append(left)
-        token = tokens[node + 1]
-        drawn = jnp.where(q[token] > 0, q[token], 1)
-        w = jnp.minimum(1, w * p[node, token] / drawn)
+        w = _following(w, p[node], q, tokens[node + 1])
     ends, rest = jnp.stack([*ends, w]), jnp.stack([*rest, p[-1]])
     return ends.at[0].set(1), rest

@@ -29,3 +29,22 @@ def expected_accepted(
         return own(tree, tokens, p, laws)
     stop = rule.law(tree, tokens, p, laws).stop
     return stop @ jnp.asarray(tree.depths, stop.dtype)
+
+
+def expected_by_level(
+    rule: TreeVerifier, tree: TokenTree, tokens: Array, p: Array, laws: tuple
+) -> Array:
+    """Expected numbers of accepted drafts that every further level adds: [D].
+
+    They sum to what `expected_accepted` has as its mean. From the root down a rule
+    does not see deeper levels, nor do `Block` and `LayerResolution` for what a level
+    adds, by a method of this name: the first numbers are then those of a tree that ends
+    earlier. Of other rules, the chance to accept that many tokens of this tree.
+    """
+    own = getattr(rule, "expected_by_level", None)
+    if own is not None:
+        return own(tree, tokens, p, laws)
+    stop = rule.law(tree, tokens, p, laws).stop
+    depths = jnp.asarray(tree.depths)
+    deeper = depths[None, :] > jnp.arange(tree.depth)[:, None]
+    return jnp.sum(jnp.where(deeper, stop[None, :], 0), axis=1)

@@ -170,10 +170,16 @@ class LayerResolution:
         Of each layer given the ones above it, so that it varies less from tree to tree
         than the weights of the drafts that were drawn. Differentiable, in reverse mode.
         """
+        return jnp.sum(self.expected_by_level(tree, tokens, p, laws))
+
+    def expected_by_level(
+        self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple
+    ) -> Array:
+        """What each level adds to `expected_accepted`, whatever lies below it: [D]."""
         if tree.depth == 0:
-            return jnp.zeros((), p.dtype)
+            return jnp.zeros(0, p.dtype)
         held = support(tree, laws, p.dtype)
-        return jnp.sum(self._flow(tree, tokens, p, laws, held).expected)
+        return self._flow(tree, tokens, p, laws, held).expected
 
     def _flow(
         self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple, held: Support
@@ -184,14 +190,14 @@ class LayerResolution:
         if all(law.joins for law in laws):
 
             def descend(weight: Array, layer: Layers):
-                return self._descend(tree, layer, SingleDrafts(layer.q), weight)
+                return self._descend(layer, SingleDrafts(layer.q), weight)
 
             last, flow = jax.lax.scan(descend, start, drafted)
         else:
             last, levels = start, []
             for group, law in zip(tree.groups, laws, strict=True):
                 layer = jax.tree.map(lambda x, at=group.level: x[at], drafted)
-                last, found = self._descend_by(tree, group, law, layer, last)
+                last, found = self._descend_by(group, law, layer, last)
                 levels.append(found)
             flow = jax.tree.map(lambda *x: jnp.stack(x), *levels)
         return flow._replace(
@@ -200,14 +206,14 @@ class LayerResolution:
         )
 
     def _descend(
-        self, tree: TokenTree, layer: Layers, drafts: LayerDrafts, weight: Array
+        self, layer: Layers, drafts: LayerDrafts, weight: Array
     ) -> tuple[Array, _Flow]:
         """Weights [W] of the next layer, and this layer's part of the flow."""
         own = weight[: len(layer.counts)]
         target = own[:, None] * layer.p
         solver = ProjectedNewton(maxiter=self.maxiter, tol=self.tol)
-        is_path = tree.num_nodes == tree.depth + 1
-        solution = solve_layer(target, drafts, layer.counts, solver, is_path)
+        one_at_most = layer.drawn.shape == (1,)
+        solution = solve_layer(target, drafts, layer.counts, solver, one_at_most)
         rest = jnp.maximum(target - solution.pick, 0)
         kept = own * layer.beyond + blockwise_sum(rest)
         left = weight.at[: len(own)].set(kept)
@@ -217,7 +223,6 @@ class LayerResolution:
 
     def _descend_by(
         self,
-        tree: TokenTree,
         group: SiblingGroup,
         law: DraftLaw,
         layer: Layers,
@@ -231,7 +236,7 @@ class LayerResolution:
             p=layer.p[:count, :size],
             beyond=layer.beyond[:count],
         )
-        last, flow = self._descend(tree, own, sampled_sets(law, size), weight)
+        last, flow = self._descend(own, sampled_sets(law, size), weight)
         beyond = [(0, m - n) for m, n in zip(most, (count, size), strict=True)]
         return last, flow._replace(rest=jnp.pad(flow.rest, beyond))
 

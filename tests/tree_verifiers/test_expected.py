@@ -17,7 +17,9 @@ from globalres_jax.tree_verifiers import (
     TopDown,
     Traversal,
     expected_accepted,
+    expected_by_level,
 )
+from globalres_jax.verifiers import SingleDraft
 
 SOLVED = LayerResolution(maxiter=30, tol=1e-9)
 PATHS = gr.paths(2, 2)
@@ -153,3 +155,21 @@ def test_expected_accepted_of_any_rule(float64):
     stop = Block().law(tree, *args).stop
     found = expected_accepted(Block(), tree, *args)
     assert float(found) == pytest.approx(float(stop @ np.arange(4.0)))
+
+
+def test_what_each_level_adds_to_the_accepted(float64):
+    """One path: the same by both rules, and first what a shorter one has."""
+    tree, rules = gr.tree.chain(3), (LayerResolution(), TopDown(SingleDraft()))
+
+    @jax.jit
+    def measured(tokens, p, laws):
+        shorter = gr.tree.chain(2), tokens[:3], p[:3], laws[:2]
+        block = expected_by_level(Block(), tree, tokens, p, laws)
+        added = [expected_by_level(rule, tree, tokens, p, laws) for rule in rules]
+        totals = [expected_accepted(rule, tree, tokens, p, laws) for rule in rules]
+        return block, expected_by_level(Block(), *shorter), added, totals
+
+    block, short, added, totals = measured(*drafted(tree, 1))
+    np.testing.assert_allclose(short, block[:2], atol=1e-12)
+    np.testing.assert_allclose(added[0], block, atol=1e-9)
+    np.testing.assert_allclose(np.sum(added, axis=1), totals, atol=1e-12)

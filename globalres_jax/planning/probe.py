@@ -1,0 +1,291 @@
+"""Measures on the machine at hand: what parts of a step cost, what drafts are accepted.
+
+The parts are those of a decoding step, each compiled as a loop of its own, so that
+caches are written in place as they are there. The trees that are looked at are drawn
+while the target continues the prompts one token at a time; what is accepted of each is
+computed, not drawn. That text is thrown away, and its keys are its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from globalres_jax.base import Array, Cache, Emitted, Proposal, State
+from globalres_jax.cache import prefill
+from globalres_jax.decoding import step
+from globalres_jax.decoding.options import FilteredRows, broken_rows
+from globalres_jax.decoding.step import Request
+from globalres_jax.numerics import categorical
+from globalres_jax.numerics.rows import map_rows, on_platform
+from globalres_jax.tree_verifiers import expected_by_level
+
+#: Trees that are looked at, of each row; fewer where they take longer than this.
+MOST_TREES, LEAST_TREES, SECONDS = 32, 16, 2.0
+#: Slots of the caches that probing needs beyond the prompts.
+ROOM = MOST_TREES + 64
+#: A time is the least of so many rounds, since other work on the machine only adds to
+#: it; each is of a loop of about so many seconds.
+REPEATS, LOOP_SECONDS, LONGEST_LOOP = 15, 0.006, 16
+
+
+class Prompts(NamedTuple):
+    """What probing continues.
+
+    Attributes:
+      tokens: [B, P].
+      lengths: [B].
+      capacity: slots of the caches, `P + ROOM` at least.
+    """
+
+    tokens: Array
+    lengths: Array
+    capacity: int
+
+
+#: A part of a step: runs it so many times, one after another.
+Part = Callable[[int], Any]
+
+
+class Seen(NamedTuple):
+    """What a probe of one shape found.
+
+    Attributes:
+      survival: [D] expected share of steps that accept so many drafts or more.
+      trees: how many were looked at.
+      draft: drafting a tree, to be timed.
+      target: scoring one.
+      verify: verifying one.
+    """
+
+    survival: tuple[float, ...]
+    trees: int
+    draft: Part
+    target: Part
+    verify: Part
+
+
+class Probe:
+    """Measures for one request, on the device that holds it.
+
+    Attributes:
+      prompts: what it continues.
+      platform: where the target lies.
+      clock: seconds, as `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        platform: str | None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.prompts, self.platform, self.clock = prompts, platform, clock
+        batch = len(prompts.lengths)
+        self.keys = jax.random.split(jax.random.key(0x5EED), batch)
+
+    def target_call(self, request: Request) -> Part:
+        """A target call on the tree of the request's config, to be timed."""
+        cache, _, one = self._start(request)
+        shape = len(self.keys), request.config.token_tree.num_nodes
+        tokens = jax.device_put(np.zeros(shape, np.int32))
+        return self._target(request, cache, tokens, one)
+
+    def look(self, request: Request) -> Seen:
+        """Draws trees of the config's shape, and sees what the rule accepts of them."""
+        start, first, one = self._start(request)
+        cache, state, token, count = start, first, one, one - one
+        found, begun = [], self.clock()
+        while len(found) < LEAST_TREES or (
+            len(found) < MOST_TREES and self.clock() - begun < SECONDS
+        ):
+            index = len(found)
+            drawn = self.keys, index, state, token, count, request, self.platform
+            proposal, state = _draft(1, *drawn)
+            scored = cache, proposal.tokens, count, request, self.platform
+            logits, cache = _score(1, *scored)
+            seen = self.keys, index, proposal, logits, request, self.platform
+            added, token = _accept(1, *seen)
+            count = one
+            found.append(np.asarray(added, np.float64))
+            if index == 0:
+                begun = self.clock()  # what follows is compiled
+        mean = np.clip(np.mean(found, axis=(0, 1)), 0, 1)
+        begin = self.keys, 0, first, token, count, request, self.platform
+        return Seen(
+            survival=tuple(np.minimum.accumulate(mean).tolist()),
+            trees=len(found),
+            draft=lambda repeats: _draft(repeats, *begin),
+            target=self._target(request, start, proposal.tokens, one),
+            verify=lambda repeats: _accept(repeats, *seen),
+        )
+
+    def seconds(self, parts: Sequence[Part]) -> list[float]:
+        """Least seconds of each part, of rounds in which they take turns."""
+
+        def timed(part: Part, repeats: int) -> float:
+            start = self.clock()
+            jax.block_until_ready(part(repeats))
+            return (self.clock() - start) / repeats
+
+        for part in parts:
+            jax.block_until_ready(part(1))
+        once = [max(timed(part, 1), 1e-9) for part in parts]
+        repeats = [
+            max(1, min(LONGEST_LOOP, round(LOOP_SECONDS / seconds))) for seconds in once
+        ]
+        pairs = list(zip(parts, repeats, strict=True))
+        rounds = [[timed(*pair) for pair in pairs] for _ in range(REPEATS)]
+        return np.min(rounds, axis=0).tolist()
+
+    def _target(
+        self, request: Request, cache: Cache, tokens: Array, count: Array
+    ) -> Part:
+        call = cache, tokens, count, request, self.platform
+        return lambda repeats: _score(repeats, *call)
+
+    def _start(self, request: Request) -> tuple[Cache, State, Array]:
+        models = request.target, request.drafter
+        return _start(*models, *self.prompts[:2], self.prompts.capacity, self.platform)
+
+
+@functools.partial(jax.jit, static_argnames=("capacity", "platform"))
+def _start(target, drafter, prompts, lengths, capacity: int, platform):
+    """Caches that hold the prompts, and ones [B] that lie where they do."""
+    with on_platform(platform):
+        cache = prefill(target, prompts, lengths, capacity)
+        state = drafter.start(prompts, lengths, capacity)
+        return cache, state, jnp.ones_like(lengths)
+
+
+@functools.partial(jax.jit, static_argnames="platform")
+def _draft(
+    repeats,
+    keys: Array,
+    first: Array,
+    state: State,
+    token: Array,
+    count: Array,
+    request: Request,
+    platform: str | None,
+) -> tuple[Proposal, State]:
+    """Text grows by `count [B]` tokens, 0 or 1, and a tree is drawn; once and again."""
+    depth = request.config.token_tree.depth
+
+    def propose(index: Array, state: State):
+        steps = jnp.broadcast_to(first + index, count.shape)
+        return step.propose(step.step_keys(keys, steps)[0], state, request)
+
+    def body(index: Array, carry: tuple[Proposal, State]):
+        proposal, state = carry
+        again = index > 0
+        written = jnp.where(again, proposal.tokens[:, -1], token)
+        state = request.drafter.commit(
+            state, _one(written, jnp.where(again, 1, count), depth)
+        )
+        return propose(index, state)
+
+    with on_platform(platform):
+        empty = _zeros(jax.eval_shape(propose, jnp.int32(0), state)[0])
+        return jax.lax.fori_loop(0, repeats, body, (empty, state))
+
+
+@functools.partial(jax.jit, static_argnames="platform")
+def _score(
+    repeats,
+    cache: Cache,
+    tokens: Array,
+    count: Array,
+    request: Request,
+    platform: str | None,
+) -> tuple[Array, Cache]:
+    """Text grows by `count [B]` tokens, and the target scores a tree, likewise.
+
+    The logits are [V, B, N] where `step.verify` would bring them there.
+    """
+    tree = request.config.token_tree
+
+    def score(cache: Cache, tokens: Array):
+        path = jnp.zeros((len(tokens), tree.depth), jnp.int32)
+        cache = cache.keep_path(cache.length, path, count)
+        logits, cache = step.score(cache, tokens, request)
+        turned = step.by_columns(request.target)
+        return jnp.moveaxis(logits, -1, 0) if turned else logits, cache
+
+    def body(_, carry):
+        _, cache, tokens = carry
+        # Other tokens each time, or layers would be computed once for all.
+        following = (tokens + 1) % request.target.vocab_size
+        return *score(cache, tokens), following
+
+    with on_platform(platform):
+        empty = _zeros(jax.eval_shape(score, cache, tokens)[0])
+        carry = empty, cache, tokens
+        logits, cache, _ = jax.lax.fori_loop(0, repeats, body, carry)
+    return logits, cache
+
+
+@functools.partial(jax.jit, static_argnames="platform")
+def _accept(
+    repeats,
+    keys: Array,
+    steps: Array,
+    proposal: Proposal,
+    logits: Array,
+    request: Request,
+    platform: str | None,
+) -> tuple[Array, Array]:
+    """What the rule accepts of drawn trees: [B, D]; and a token of the target's [B]."""
+    tree, rule = request.config.token_tree, request.config.tree_verifier
+
+    def row(index, key, tokens, laws, options, logits, broken):
+        if step.by_columns(request.target):
+            p = FilteredRows(logits, options, broken[index], index)
+        else:
+            p = FilteredRows(logits[index], options, broken[index])
+        reads = getattr(rule, "reads_rows", False)
+        shown = p if reads else p[jnp.arange(len(tokens))]
+        added = expected_by_level(rule, tree, tokens, shown, laws)
+        return added, categorical.sample(key, p[jnp.int32(0)])
+
+    def body(_, carry):
+        # Bound to the round before, or all rounds would be one.
+        drawn, seen, _ = jax.lax.optimization_barrier((proposal, logits, carry))
+        which = jnp.arange(len(keys))
+        own = step.step_keys(keys, jnp.broadcast_to(steps, which.shape))[1]
+        arrays = which, own, drawn.tokens, drawn.laws, request.options
+        turned = step.by_columns(request.target)
+        broken = broken_rows(jnp.moveaxis(seen, 0, -1) if turned else seen)
+        return map_rows(lambda *own: row(*own, seen, broken), *arrays)
+
+    with on_platform(platform):
+        dtype = jnp.promote_types(logits.dtype, jnp.float32)
+        carry = (
+            jnp.zeros((len(keys), tree.depth), dtype),
+            jnp.zeros(len(keys), jnp.int32),
+        )
+        return jax.lax.fori_loop(0, repeats, body, carry)
+
+
+def _one(token: Array, count: Array, depth: int) -> Emitted:
+    """A step that emits `token [B]` where `count [B]` is 1, and nothing where it is 0.
+
+    None of it had been drafted.
+    """
+    shape = (len(token), depth + 1)
+    return Emitted(
+        tokens=jnp.broadcast_to(token[:, None], shape),
+        count=count,
+        node=jnp.zeros(shape, jnp.int32),
+        from_draft=jnp.zeros(shape, bool),
+    )
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
