@@ -140,7 +140,7 @@ def drafted(tree, seed):
     p, q = rng.dirichlet(np.full(VOCAB_SIZE, 0.8), (2, tree.num_nodes))[:, same]
     make = jax.jit(jax.vmap(gr.IID, (0, None)), static_argnums=1)
     laws = tuple(make(q[group.nodes], group.num_children) for group in tree.groups)
-    return tokens, p, laws
+    return jnp.asarray(tokens), jnp.asarray(p), laws
 
 
 @pytest.mark.parametrize("rule", [LayerResolution(), Traversal()])

@@ -114,7 +114,7 @@ def test_spec_hub_is_lossless_and_the_optimum(float64):
 
 def test_global_resolution_of_different_drafts_by_clocks(float64):
     """Few, for this solve takes longest."""
-    cases = rule_cases.fewer(rule_cases.batch("without replacement", 3, np.float64), 8)
+    cases = rule_cases.fewer(rule_cases.batch("without replacement", 3, np.float64), 12)
     found = rule_cases.enumerated({"": GlobalResolution()}, cases)[""]
     np.testing.assert_allclose(found.output, cases.p, atol=1e-9)
     for i, p in enumerate(cases.p):
