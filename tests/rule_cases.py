@@ -44,7 +44,17 @@ def pairs() -> tuple[np.ndarray, np.ndarray]:
 
 
 def stacked_laws(name: str, q, n, max_support: int | None = None):
-    """The law `name` for each row of `q [C, V]`, stacked; `n` an int, or [C] data."""
+    """The law `name` for each row of `q [C, V]`, stacked; `n` an int, or [C] data.
+
+    Of rows in numpy, laws in numpy, made by one program.
+    """
+    if not isinstance(q, np.ndarray):
+        return _stacked(name, q, n, max_support)
+    make = jax.jit(lambda q: _stacked(name, q, n, max_support))
+    return jax.tree.map(np.asarray, make(q))
+
+
+def _stacked(name: str, q, n, max_support: int | None):
     rng = np.random.default_rng(0)
     q = jnp.asarray(q)
     if name == "iid":
@@ -76,7 +86,8 @@ def fewer(cases: "Batch", step: int) -> "Batch":
 
 def one(laws, i: int):
     """The i-th law of a stack."""
-    return jax.tree.map(lambda x: x[i], laws)
+    # A number in numpy would be a number of drafts that fixes shapes.
+    return jax.tree.map(lambda x: x[i] if x.ndim > 1 else jnp.asarray(x[i]), laws)
 
 
 def serves(rule, law) -> bool:

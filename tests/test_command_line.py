@@ -27,6 +27,8 @@ def decoding_compiled_once(monkeypatch):
 
 GENERATE = ["generate", "--prompt", "ROMEO:", "--draft-length", "2"]
 GENERATE += ["--max-tokens", "12", "--seed", "3"]
+#: The pair as it is by default: the README's text comes from the same program.
+WHOLE = ["generate", "--prompt", "ROMEO:", "--top-p", "0.95"]
 #: Where the rule does not matter, one that compiles fast.
 CHEAP = ["--verifier", "single-draft"]
 #: And where the model does not matter, one of a single layer, which drafts for itself.
@@ -34,18 +36,15 @@ SMALL = ["--target", "embedded-draft", "--draft", "layers:0", *CHEAP]
 
 
 def test_generate_prints_one_json_object(capsys):
-    options = ["--verifier", "global-resolution", "--num-drafts", "2", "--top-k", "50"]
-    assert main([*GENERATE, *options, "--json", "--compare", "--top-p", "0.9"]) == 0
+    assert main([*WHOLE, "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
-    assert described["num_tokens"] == 12 and isinstance(described["text"], str)
+    assert described["num_tokens"] == 64 and isinstance(described["text"], str)
     metrics = described["metrics"]
-    assert 1 <= metrics["mean_acceptance_length"] <= 3
+    assert 1 <= metrics["mean_acceptance_length"] <= 6
     assert 0 <= metrics["acceptance_rate"] <= 1
-    assert 0 < metrics["optimal_acceptance_rate"] <= 1
-    assert metrics["num_accepted_draft_tokens"] + metrics["num_spec_steps"] >= 12
+    assert metrics["optimal_acceptance_rate"] is None  # not measured
+    assert metrics["num_accepted_draft_tokens"] + metrics["num_spec_steps"] >= 64
     assert metrics["tokens_per_second"] > 0
-    plain = described["plain"]
-    assert plain["metrics"]["mean_acceptance_length"] == 1
 
 
 def test_generate_shows_text_and_metrics(capsys, decoding_compiled_once):
@@ -68,6 +67,7 @@ def test_drafts_without_a_second_model(draft, capsys, decoding_compiled_once):
     captured = capsys.readouterr()
     described = json.loads(captured.out)
     assert described["text"] == described["plain"]["text"]
+    assert described["plain"]["metrics"]["mean_acceptance_length"] == 1
     assert captured.err.startswith("loaded in ")
 
 
@@ -94,7 +94,7 @@ def test_a_chat_template_is_used_unless_refused():
 def test_same_seed_same_text(capsys, decoding_compiled_once):
     texts = []
     for seed in ("1", "1", "2"):
-        main([*GENERATE[:-1], seed, "--json", *SMALL])
+        main([*GENERATE[:-1], seed, "--json", "--top-k", "50", *SMALL])
         texts.append(json.loads(capsys.readouterr().out)["text"])
     assert texts[0] == texts[1] != texts[2]
 

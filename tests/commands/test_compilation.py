@@ -187,9 +187,9 @@ sys.exit(status)
 
 
 def test_a_second_process_compiles_nothing_and_says_nothing(tmp_path):
-    """Without drafts, which compiles fastest."""
+    """The smaller model without drafts, which compiles fastest."""
     command = ["generate", "--prompt", "A", "--max-tokens", "4", "--json"]
-    command += ["--draft-length", "0"]
+    command += ["--target", "embedded-draft", "--draft-length", "0"]
     given = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE", VARIABLE)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(given)}
     environment[VARIABLE] = str(tmp_path)

@@ -54,7 +54,10 @@ def target():
     return gr.testing.markov_model(jnp.asarray(rows, jnp.float32)), rows
 
 
-@pytest.mark.parametrize("name", ["global-resolution", "single-draft"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("global-resolution", marks=pytest.mark.sweep), "single-draft"],
+)
 def test_joint_law_with_drafts_from_the_text(target, name):
     """Chi-square of 6,000 rows against the law of a Markov chain."""
     from scipy.stats import chisquare

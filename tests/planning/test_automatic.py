@@ -238,7 +238,7 @@ def test_without_anything_to_calibrate_on():
         plan(draft=None)
     with pytest.raises(ValueError, match='law: tree="auto" needs one law'):
         gr.SpeculativeConfig(tree="auto", law=(gr.IID, gr.IID))
-    with pytest.raises(TypeError, match="tree: expected a TokenTree.*or .auto."):
+    with pytest.raises(TypeError, match=r"tree: expected a TokenTree.*or .auto."):
         gr.SpeculativeConfig(tree="best")
     with pytest.raises(ValueError, match='"auto" is no shape before'):
         _ = AUTO.token_tree

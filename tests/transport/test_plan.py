@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import adversarial, distributions
+from loaded import embedded, prefill
 
 import globalres_jax as gr
-from globalres_jax import models
 from globalres_jax.transforms import probabilities
 
 VOCAB_SIZE = 6
@@ -28,17 +28,8 @@ def real_logits():
         "ROMEO:\nWhat light through yonder window breaks? It is the east, and "
         "Juliet is the sun. Arise, fair sun, and kill the envious moon"
     )
-    pair = []
-    for name in ("embedded", "embedded-draft"):
-        model = models.load(name)
-        tokens = jnp.asarray([model.tokenizer.encode(text)[:24]])
-        cache = model.init_cache(1, 24)
-        positions = jnp.arange(24)[None]
-        mask = jnp.tril(jnp.ones((24, 24), bool))[None]
-        apply = jax.jit(model.apply)
-        logits, _ = apply(model.params, tokens, positions, cache, mask)
-        pair.append(logits[0])
-    return pair
+    tokens = np.array([embedded()[0].tokenizer.encode(text)[:24]] * 2)
+    return [prefill(model, tokens)[0][0] for model in embedded()]
 
 
 def test_certificate_brackets_the_optimum(float64):
@@ -64,8 +55,9 @@ def test_every_real_problem_is_solved_in_float32(real_logits, sizes, request):
             lambda p, q: gr.solve_transport(p, gr.IID(q, num_drafts, max_support=most))
         )(p, q)
 
+    filtered = jax.jit(probabilities, static_argnames="top_k")
     for top_k in sizes:
-        p, q = probabilities(target, top_k=top_k), probabilities(draft, top_k=top_k)
+        p, q = filtered(target, top_k=top_k), filtered(draft, top_k=top_k)
         for n in (2, 4, 10):
             plan = solve(p, q, jnp.asarray(n))
             assert plan.gap.dtype == jnp.float32

@@ -82,6 +82,7 @@ def test_the_gradient_of_a_batch_is_the_batch_of_gradients(name, float64):
     np.testing.assert_allclose(of_batch, both(name)(points)[1], atol=1e-9)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ["iid"])
 def test_the_other_solver_has_the_same_gradient(name, float64):
     points, _ = neighbours(0.2)

@@ -28,6 +28,7 @@ LAWS = {
 RULES = {
     name: rule() for name, rule in verifiers.BY_NAME.items() if "truncated" not in name
 }
+UNFINISHED = verifiers.GlobalResolution(solver=gr.ProjectedNewton(maxiter=1))
 
 
 def drafts_by(makers):
@@ -75,8 +76,13 @@ def check_all(shape, law, wanted=None):
 
 
 def test_a_step_has_the_law_of_the_target(float64):
-    """Every rule on the tree that has everything: leaves early, unequal families."""
-    assert {"global-resolution", "target-sample"} < check_all("ragged", "iid")
+    """On the tree that has everything: leaves early, unequal families.
+
+    An optimal rule, one that looks at one draft after another, and one that looks at
+    none; the others are enumerated for one position.
+    """
+    wanted = {"global-resolution", "recursive-rejection", "target-sample"}
+    assert check_all("ragged", "iid", wanted) == wanted
 
 
 @pytest.mark.parametrize("law", [law for law in LAWS if law != "iid"])
@@ -86,7 +92,7 @@ def test_a_step_of_another_law_has_it_too(law, float64):
     assert "global-resolution" in check_all("ragged", law, wanted)
 
 
-@pytest.mark.parametrize("shape", ["2, 2", "3, 1", "1, 2, 1"])
+@pytest.mark.parametrize("shape", ["2, 2", "1, 2, 1"])
 def test_other_shapes_have_it_too(shape, float64):
     assert check_all(shape, "iid", {"recursive-rejection"})
 
@@ -99,15 +105,19 @@ def test_all_rules_on_all_shapes(shape, law, float64):
 
 
 @pytest.mark.parametrize(
-    "makers",
+    ("makers", "rule"),
     [
-        (gr.IID, gr.WithoutReplacement),
-        (gr.TopPlusSample, independent),
-        pytest.param((gr.WithoutReplacement, gr.IID), marks=pytest.mark.sweep),
+        ((gr.IID, gr.WithoutReplacement), verifiers.RecursiveRejection()),
+        ((gr.TopPlusSample, independent), UNFINISHED),
+        pytest.param(
+            (gr.IID, gr.WithoutReplacement), UNFINISHED, marks=pytest.mark.sweep
+        ),
+        pytest.param(
+            (gr.WithoutReplacement, gr.IID), UNFINISHED, marks=pytest.mark.sweep
+        ),
     ],
 )
-def test_levels_may_have_different_laws(makers, float64):
-    rule = verifiers.GlobalResolution(solver=gr.ProjectedNewton(maxiter=1))
+def test_levels_may_have_different_laws(makers, rule, float64):
     assert deviation(TopDown(rule), TREES["2, 2"], makers) <= 1e-9
 
 

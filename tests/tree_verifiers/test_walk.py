@@ -18,7 +18,7 @@ from globalres_jax.tree_verifiers import (
 TREE = gr.tree.from_parents([-1, 0, 0, 0, 1, 1, 2])
 # Nodes 1 and 2 spell the same, so that their children join; 4 and 6 are alike, too.
 TOKENS = jnp.array([0, 1, 1, 2, 0, 2, 0])
-DRAWS = 20_000
+DRAWS = 8_000
 
 
 def rows(seed, count):
@@ -63,7 +63,9 @@ def p_value(rule, make, tree=TREE):
     ("rule", "make"),
     [
         ("recursive-rejection", gr.IID),
-        ("recursive-rejection", gr.WithoutReplacement),
+        pytest.param(
+            "recursive-rejection", gr.WithoutReplacement, marks=pytest.mark.sweep
+        ),
         ("global-resolution", gr.IID),
     ],
 )

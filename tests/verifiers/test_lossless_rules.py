@@ -90,7 +90,7 @@ def test_rules_are_lossless_and_below_the_linear_program(law_name, n, float64):
 
 def equal_models(cases, law_name):
     """[C] bool, where every draft is drawn from the target."""
-    first = np.asarray(jax.vmap(lambda law: law.spread(law.first))(cases.laws))
+    first = np.asarray(jax.jit(jax.vmap(lambda x: x.spread(x.first)))(cases.laws))
     equal = np.all(np.abs(first - cases.p) < 1e-12, axis=1)
     if law_name == "iid":
         assert equal.sum() > 4
@@ -112,9 +112,9 @@ def test_spec_hub_is_lossless_and_the_optimum(float64):
         assert found.rate[i] == pytest.approx(best, abs=1e-9)
 
 
-def test_global_resolution_of_different_drafts_by_clocks(optimised, both_precisions):
-    """Here the solve takes longer than an optimised compilation."""
-    cases = rule_cases.fewer(rule_cases.batch("without replacement", 3, np.float64), 6)
+def test_global_resolution_of_different_drafts_by_clocks(float64):
+    """Few, for this solve takes longest."""
+    cases = rule_cases.fewer(rule_cases.batch("without replacement", 3, np.float64), 12)
     found = rule_cases.enumerated({"": GlobalResolution()}, cases)[""]
     np.testing.assert_allclose(found.output, cases.p, atol=1e-9)
     for i, p in enumerate(cases.p):
@@ -126,7 +126,7 @@ def test_global_resolution_of_different_drafts_by_clocks(optimised, both_precisi
     ("law_name", "wanted"),
     [
         ("iid", None),
-        *((law, QUICK) for law in rule_cases.LAWS if law != "iid"),
+        *((law, QUICK) for law in rule_cases.LAWS if law not in ("iid", "independent")),
         *(
             pytest.param(law, None, marks=pytest.mark.sweep)
             for law in rule_cases.LAWS
@@ -163,7 +163,7 @@ STOPPED = {
         pytest.param("no iteration", "iid", None, marks=pytest.mark.sweep),
         ("one iteration", "iid", None),
         pytest.param("second solver", "iid", None, marks=pytest.mark.sweep),
-        ("one iteration", "independent", 3),
+        pytest.param("one iteration", "independent", 3, marks=pytest.mark.sweep),
         ("one iteration", "without replacement", 2),
     ],
 )
