@@ -1,125 +1,187 @@
 """Sampling without replacement as a race of exponential clocks.
 
 Token i rings at an exponential time of rate q_i; the first n that ring are the drafts.
-With g = exp(-q tau), f = 1 - g, e = exp(-u), the n-th rings at tau with density
+With g = exp(-q tau), f = 1 - g, e = exp(-u) and r = f / g, the n-th rings at tau with
+density, weighted by exp(-sum u),
 
-    sum_i q_i g_i e_i [z^(n-1)] prod_{j != i} (g_j + z f_j e_j)
+    [z^n] sum_i z q_i g_i e_i prod_{j != i} (g_j + z f_j e_j)
+        = [z^n] P(z) sum_i z q_i e_i / (1 + z r_i e_i),      P(z) = prod_j (g_j + z f_j e_j)
 
-weighted by exp(-sum u). The sum over i is the part linear in d of the product of
-g_j + z f_j e_j + d q_j g_j e_j, so one product of polynomials, truncated at z^n, gives
-all. Every term is positive: power sums would cancel.
+The few likeliest tokens are multiplied out one by one. Of all others log P and the sum
+are power series in z, whose coefficients are sums of (r e)^l over tokens: products of a
+matrix over the points u with one over the times. Their terms alternate, but what they
+cancel is no larger than what the likeliest tokens contribute, so that rounding stays
+relative to the whole.
 """
 
 from __future__ import annotations
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.numerics.sums import blockwise_sum, mass_beyond, product
 
-
-def times(q: Array, num_drafts: int) -> tuple[Array, Array]:
-    """Nodes tau [T] and weights [T] for integrals over the time of the n-th ring.
-
-    The trapezoid rule in log tau. The n-th ring is not later than an exponential
-    time of rate 1 - (mass of the n - 1 heaviest tokens).
-    """
-    count, low, top = (96, -12.0, 3.2) if q.dtype == jnp.float32 else (256, -18.0, 3.7)
-    heaviest = jax.lax.top_k(q, min(num_drafts - 1, q.shape[-1]))[1]
-    rest = blockwise_sum(q.at[heaviest].set(0))
-    high = top - jnp.log(jnp.maximum(rest, 1e-30))
-    step = (high - low) / (count - 1)
-    nodes = jnp.exp(low + step * jnp.arange(count, dtype=q.dtype))
-    weights = step * nodes
-    # Below the first node integrands fall at least like tau.
-    return nodes, weights.at[0].divide(-jnp.expm1(-step))
+#: So many tokens more than drafts are multiplied out.
+_BEYOND_DRAFTS = 4
+#: Rates relative to that of the n-th ring, beyond which a token has rung for certain.
+_CERTAIN = 1e30
+#: Chance that the n-th ring is before the first node or after the last one, and nodes.
+_CUT = {jnp.dtype("float32"): 3e-8, jnp.dtype("float64"): 1e-14}
+_NODES = {jnp.dtype("float32"): 40, jnp.dtype("float64"): 120}
 
 
 def laplace(q: Array, num_drafts: int, survive: Array) -> tuple[Array, Array]:
-    """L [S] and E[N_i Z] [S, V] at the points u = -log(survive [S, V]).
+    """L [S] and E[N_i Z] [S, k] at the points u = -log(survive [S, k]).
 
     Where fewer than n tokens have probability above zero, all of them are drafted.
+
+    Args:
+      q: [k] probabilities.
+      num_drafts: n, at most k.
+      survive: [S, k] e.
     """
-    nodes, weights = times(q, num_drafts)
+    rates, rest = _relative_rates(q, num_drafts)
+    nodes, weights = _times(q, num_drafts)
+    count = min(num_drafts + _BEYOND_DRAFTS, q.shape[0])
+    heavy = jax.lax.top_k(q, count)[1]
+    drafted = jnp.where(q > 0, 1, 0)[heavy[: num_drafts - 1]] > 0
 
-    def value_at(survive: Array, tau: Array, weight: Array, last: Array) -> Array:
-        silent = jnp.exp(-q * tau)
-        rung = -jnp.expm1(-q * tau)[None] * survive
-        now = (q * silent)[None] * survive
-        state = _product(
-            jnp.broadcast_to(silent[None], survive.shape), rung, now, num_drafts
-        )
-        rings = weight * state[1][..., num_drafts - 1]
-        # What has rung at the end of time, if that is less than n.
-        return rings + jnp.where(last, jnp.sum(state[0], axis=-1), 0)
+    def value_at(survive: Array) -> Array:
+        light = rates.at[heavy].set(0)
+        plain, marked = _light_series(light, nodes, survive, num_drafts)
+        likeliest = survive[:, heavy].T
+        ring = _multiplied(plain, marked, rates[heavy], nodes, likeliest)
+        everything = jnp.where(drafted[:, None], likeliest[: num_drafts - 1], 1)
+        return jnp.where(rest > 0, product(ring, weights), jnp.prod(everything, axis=0))
 
-    def at(carry, node):
-        value, back = jax.vjp(lambda e: value_at(e, *node), survive)
-        slope = back(jnp.ones_like(value))[0]
-        return (carry[0] + value, carry[1] + slope), None
-
-    empty = jnp.zeros(survive.shape[0], q.dtype), jnp.zeros_like(survive)
-    last = jnp.arange(len(nodes)) == len(nodes) - 1
-    (value, slope), _ = jax.lax.scan(at, empty, (nodes, weights, last))
-    return value, slope * survive
+    # L(0) = 1: dividing by it takes away most of the error of the grid in tau.
+    points = jnp.concatenate([survive, jnp.ones((1, len(q)), q.dtype)])
+    value, back = jax.vjp(value_at, points)
+    slope = back(jnp.ones_like(value))[0]
+    return value[:-1] / value[-1], slope[:-1] * survive / value[-1]
 
 
 def escape(q: Array, num_drafts: int) -> Array:
-    """[V + 1] 1 - Q(H) for the prefixes H of `q [V]`.
+    """[k + 1] 1 - Q(H) for the prefixes H of `q [k]`.
 
-    A token outside H rings before n of H have:
-    int dtau q(out) exp(-q(out) tau) Pr[fewer than n of H have rung by tau].
+    Q(H) is the chance that the n-th token of H rings before any outside: token by
+    token, the product of the module's docstring with e = 1 on H.
     """
-    nodes, weights = times(q, num_drafts)
-    suffix = jnp.cumsum(q[::-1])[::-1]
-    beyond = jnp.append(suffix, 0)
+    rates, rest = _relative_rates(q, num_drafts)
+    nodes, weights = _times(q, num_drafts)
+    start = jnp.zeros((2, num_drafts, len(nodes)), q.dtype).at[0, 0].set(1)
 
-    def add(counts: Array, chance: Array) -> tuple[Array, Array]:
-        silent, rung = jnp.exp(-chance * nodes), -jnp.expm1(-chance * nodes)
-        shifted = jnp.pad(counts, ((0, 0), (1, 0)))[:, :-1]
-        counts = silent[:, None] * counts + rung[:, None] * shifted
-        return counts, jnp.sum(counts, axis=1)
+    def add(state: Array, rate: Array) -> tuple[Array, Array]:
+        state = _with_token(state, rate, nodes, jnp.ones((), q.dtype))
+        return state, state[1, -1]
 
-    start = jnp.zeros((len(nodes), num_drafts), q.dtype).at[:, 0].set(1)
-    _, few = jax.lax.scan(add, start, q)
-    few = jnp.concatenate([jnp.ones((1, len(nodes)), q.dtype), few])
-    density = beyond[:, None] * jnp.exp(-beyond[:, None] * nodes[None])
-    return jnp.clip((density * few) @ weights, 0, 1)
+    _, rings = jax.lax.scan(add, start, rates)
+    outside = mass_beyond(rates)[1:]
+    inside = product(rings * jnp.exp(-outside[:, None] * nodes[None]), weights)
+    inside = inside / jnp.where(rest > 0, inside[-1], 1)
+    # Where all tokens are drafted, a set must hold them all.
+    inside = jnp.where(rest > 0, inside, jnp.where(outside > 0, 0, 1))
+    return jnp.clip(1 - jnp.concatenate([jnp.zeros(1, q.dtype), inside]), 0, 1)
 
 
-def _product(
-    silent: Array, rung: Array, now: Array, num_drafts: int
+def _relative_rates(q: Array, num_drafts: int) -> tuple[Array, Array]:
+    """q [k] in units of the mass beyond the n - 1 likeliest tokens, and that mass []."""
+    likeliest = jax.lax.top_k(q, num_drafts - 1)[1]
+    rest = jax.lax.stop_gradient(blockwise_sum(q.at[likeliest].set(0)))
+    rates = q / jnp.where(rest > 0, rest, 1)
+    return jnp.minimum(rates, _CERTAIN), rest
+
+
+def _times(q: Array, num_drafts: int) -> tuple[Array, Array]:
+    """Nodes [U] and weights [U] for integrals over the time of the n-th ring.
+
+    The trapezoid rule in the logarithm, from where the n-th has hardly rung to where it
+    has rung almost surely, in units of `_relative_rates`. With R_m the mass beyond the
+    n - m likeliest tokens, of which m must ring, the chance that the n-th has rung at
+    tau is at most (R_m tau)^m / m!, for every m; and that it has not, at most that of
+    fewer than n events of a Poisson process of rate R_1.
+    """
+    cut = _CUT[q.dtype]
+    q = jax.lax.stop_gradient(q)
+    likeliest, places = jax.lax.top_k(q, num_drafts - 1)
+    rest = blockwise_sum(q.at[places].set(0))
+    beyond = rest + jnp.cumsum(jnp.append(0, likeliest[::-1]))
+    orders = range(1, num_drafts + 1)
+    first = [(math.log(cut) + math.lgamma(m + 1)) / m for m in orders]
+    ratio = jnp.where(rest > 0, rest / jnp.where(rest > 0, beyond, 1), 1)
+    ratio = jnp.maximum(ratio, cut)
+    low = jnp.max(jnp.asarray(first, q.dtype) + jnp.log(ratio))
+    high = math.log(_last_event(num_drafts, cut))
+    count = _NODES[q.dtype]
+    step = (high - low) / (count - 1)
+    nodes = jnp.exp(low + step * jnp.arange(count, dtype=q.dtype))
+    return nodes, step * nodes
+
+
+@functools.cache
+def _last_event(num_drafts: int, chance: float) -> float:
+    """Time from which fewer than n events of rate 1 have `chance` or less."""
+    time = float(num_drafts)
+    while True:
+        terms = (
+            math.exp(-time + m * math.log(time) - math.lgamma(m + 1))
+            for m in range(num_drafts)
+        )
+        if sum(terms) <= chance:
+            return time
+        time *= 1.05
+
+
+def _light_series(
+    rates: Array, nodes: Array, survive: Array, num_drafts: int
 ) -> tuple[Array, Array]:
-    """Product over the tokens of silent + z rung + d now, up to z^(n-1) and d^1.
+    """P and the density's sum of the tokens of `rates [k]`: two arrays [n, S, U].
 
-    By halves, so that one level of the tree is one array operation.
-
-    Args:
-      silent: [S, V].
-      rung: [S, V].
-      now: [S, V].
-      num_drafts: n.
-
-    Returns:
-      Coefficients [S, n] of d^0 and of d^1.
+    The coefficients of z^0 .. z^(n-1), and of z^1 .. z^n.
     """
-    pad = num_drafts - 2
-    plain = jnp.pad(jnp.stack([silent, rung], axis=-1), ((0, 0), (0, 0), (0, pad)))
-    marked = jnp.pad(now[..., None], ((0, 0), (0, 0), (0, num_drafts - 1)))
-    while plain.shape[1] > 1:
-        if plain.shape[1] % 2:
-            one = jnp.zeros((plain.shape[0], 1, num_drafts), plain.dtype)
-            plain = jnp.concatenate([plain, one.at[..., 0].set(1)], axis=1)
-            marked = jnp.concatenate([marked, one], axis=1)
-        left, right = plain[:, ::2], plain[:, 1::2]
-        marked = _times(marked[:, ::2], right) + _times(left, marked[:, 1::2])
-        plain = _times(left, right)
-    return plain[:, 0], marked[:, 0]
+    odds = jnp.expm1(rates[:, None] * nodes[None])
+    powers, marks = [], []
+    left, right = jnp.ones_like(survive), jnp.ones_like(odds)
+    for order in range(num_drafts):
+        if order:
+            left, right = left * survive, right * odds
+            powers.append(product(left, right))
+        marks.append(product(left * survive, right * rates[:, None]))
+
+    silent = jnp.exp(-blockwise_sum(rates) * nodes)
+    plain = [jnp.broadcast_to(silent[None], marks[0].shape)]
+    for m in range(1, num_drafts):
+        # Newton's identities: m P_m = sum_l (-1)^(l-1) p_l P_(m-l).
+        terms = [powers[j] * plain[m - 1 - j] * (-1) ** j for j in range(m)]
+        plain.append(sum(terms) / m)
+    marked = [
+        sum(marks[j] * plain[m - j] * (-1) ** j for j in range(m + 1))
+        for m in range(num_drafts)
+    ]
+    return jnp.stack(plain), jnp.stack(marked)
 
 
-def _times(a: Array, b: Array) -> Array:
-    """Product of polynomials [..., n], truncated."""
-    n = a.shape[-1]
-    terms = [sum(a[..., j] * b[..., k - j] for j in range(k + 1)) for k in range(n)]
-    return jnp.stack(terms, axis=-1)
+def _multiplied(
+    plain: Array, marked: Array, rates: Array, nodes: Array, survive: Array
+) -> Array:
+    """[S, U] density of the n-th ring, with the tokens of `rates [m]` multiplied in."""
+
+    def add(state: Array, token: tuple) -> tuple[Array, None]:
+        rate, survive = token
+        return _with_token(state, rate, nodes, survive[:, None]), None
+
+    state, _ = jax.lax.scan(add, jnp.stack([plain, marked]), (rates, survive))
+    return state[1, -1]
+
+
+def _with_token(state: Array, rate: Array, nodes: Array, survive: Array) -> Array:
+    """`state [2, n, ..., U]` (P and the density) with one token more multiplied in."""
+    silent = jnp.exp(-rate * nodes)
+    rung = -jnp.expm1(-rate * nodes) * survive
+    shifted = jnp.concatenate([jnp.zeros_like(state[:, :1]), state[:, :-1]], axis=1)
+    ringing = rate * silent * survive * state[0]
+    return (silent * state + rung * shifted).at[1].add(ringing)

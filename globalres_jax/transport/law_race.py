@@ -1,7 +1,7 @@
 """The race of any draft law, through the moments of its Laplace functional.
 
     beta_i = int exp(-t) w_i E[N_i Z] dt,        Z = exp(-t sum_j w[X_j])
-    d beta_i / d a_j = beta_i [i = j] - int exp(-t) t w_i w_j E[N_i N_j Z] dt
+    d beta_i / d a_j = - int exp(-t) t w_i w_j E[N_i N_j Z] dt        for i != j
 
 with N_i the number of drafts that are token i. I.i.d. drafts have a leaner form of
 their own in `iid_race`.
@@ -13,17 +13,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import DraftLaw, Moments
 from globalres_jax.numerics.sums import blockwise_sum, product
-from globalres_jax.transport.hessian import (
-    DENSE_UP_TO,
-    FactorCurvature,
-    dense_curvature,
-)
+from globalres_jax.transport.hessian import NodeCurvature
 from globalres_jax.transport.quadrature import quadrature
 from globalres_jax.transport.subset_selection import best_prefix
+
+#: The Hessian is integrated on every second node of the coarse grid.
+_STRIDE = 2
+#: Sweeps towards factors with the right sums, and how far a token may outweigh all.
+_SWEEPS = 2
+_LEAST_SHARE = 1e-3
 
 
 class LawRace(NamedTuple):
@@ -52,23 +55,33 @@ class LawRace(NamedTuple):
         """beta [k]: the probability that each token is picked, for `weights [k]`."""
         _, measure = quadrature(weights.dtype)
         moments = self._moments(weights, "fine")
-        return weights * product(jnp.asarray(measure), moments.mean)
+        return weights * product(jnp.asarray(measure), jnp.maximum(moments.mean, 0))
 
-    def curvature(self, weights: Array) -> FactorCurvature:
-        """Pick law and Hessian of the dual, for `weights [k]`."""
-        if not self.law.exact_moments and len(weights) <= DENSE_UP_TO:
-            return dense_curvature(self.pick_law, weights)
+    def curvature(self, weights: Array) -> NodeCurvature:
+        """Pick law and Hessian of the dual, for `weights [k]`.
+
+        Second moments E[N_i N_j Z] are taken to be L x_i x_j, see `_pair_factors`. As
+        for i.i.d. drafts the row sums are exact, what a common factor of all weights
+        does to beta, and all entries off the diagonal negative: the Hessian is
+        positive semidefinite, and errs in how it spreads alone.
+        """
         nodes, measure = quadrature(weights.dtype, "coarse")
         moments = self._moments(weights, "coarse")
-        pick = weights * product(jnp.asarray(measure), moments.mean)
-        own = weights * product(jnp.asarray(measure * nodes), moments.diagonal)
-        scale = jnp.sqrt(measure * nodes)[:, None] * weights[None]
+        scales = jnp.asarray(np.stack([measure, measure * nodes]))
+        first, second = product(scales, moments.mean)
 
-        def rows(factors: Array) -> Array:
-            return (factors * scale[None]).reshape(-1, weights.shape[0])
-
-        plus, minus = rows(moments.plus), rows(moments.minus)
-        return FactorCurvature(pick, pick - weights * own, plus, minus)
+        some = slice(None, None, _STRIDE)
+        value = jnp.maximum(moments.value[some], 0)
+        factors = _pair_factors(value, moments.mean[some], self.num_drafts)
+        squared = _STRIDE * (measure * nodes)[some] * value
+        others = product(squared * product(factors, weights), factors)
+        return NodeCurvature(
+            pick=weights * first,
+            diagonal=weights * (second + others),
+            survive=factors,
+            node_scale=jnp.sqrt(squared),
+            token_scale=weights,
+        )
 
     def dual_objective(self, log_weights: Array) -> Array:
         """Phi(a) of the race dual; its gradient is `pick_law - p`."""
@@ -100,3 +113,26 @@ def law_race(p: Array, law: DraftLaw) -> tuple[LawRace, Array]:
     members = jnp.zeros(p.shape, bool).at[order].set(prefix)
     mean_counts = law.moments(jnp.ones((1, p.shape[0]), p.dtype)).mean[0]
     return LawRace(p, mean_counts / law.num_drafts, law, excess, missing), members
+
+
+def _pair_factors(value: Array, mean: Array, num_drafts: int) -> Array:
+    """x [S, k] with x_i x_j about E[N_i N_j Z] / L for i != j.
+
+    Of n drafts, n - 1 are others than one that is token i, so the factors solve
+    x_i (sum_j x_j - x_i) = (n - 1) E[N_i Z] / L.
+
+    Args:
+      value: [S] L.
+      mean: [S, k] E[N_i Z].
+      num_drafts: n.
+    """
+    tiny = jnp.finfo(value.dtype).tiny
+    scale = jnp.where(value > tiny, 1 / jnp.maximum(value, tiny), 0)
+    count = jnp.clip(mean * scale[:, None], 0, num_drafts)
+    factors = count * np.sqrt(1 - 1 / num_drafts)
+    for _ in range(_SWEEPS):
+        total = jnp.sum(factors, axis=1, keepdims=True)
+        others = jnp.maximum(total - factors, _LEAST_SHARE * total)
+        wanted = (num_drafts - 1) * count / jnp.where(total > 0, others, 1)
+        factors = jnp.sqrt(factors * wanted)
+    return factors

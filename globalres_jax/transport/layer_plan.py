@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from globalres_jax.base import Array
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transport.derivatives import with_derivatives
-from globalres_jax.transport.layer_drafts import LayerDrafts, SingleDrafts
+from globalres_jax.transport.layer_drafts import LayerDrafts
 from globalres_jax.transport.layer_race import LayerRace
 from globalres_jax.transport.newton import ProjectedNewton
 from globalres_jax.transport.race import acceptance_gap, race_weights
-from globalres_jax.transport.set_race import SetRace
 
 
 class LayerSolution(NamedTuple):
@@ -59,8 +58,7 @@ def solve_layer(
 
     def several() -> LayerSolution:
         number = counts.astype(target.dtype)
-        kind = LayerRace if isinstance(drafts, SingleDrafts) else SetRace
-        race = kind(target.reshape(-1), drafts, number, missing)
+        race = LayerRace(target.reshape(-1), drafts, number, missing)
         return _raced(race, solver)
 
     return jax.lax.cond(drafts.size * jnp.sum(counts) > 1, several, one_draft)

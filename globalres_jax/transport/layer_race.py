@@ -83,9 +83,10 @@ class LayerRace(NamedTuple):
     def curvature(self, weights: Array) -> LayerCurvature:
         """Pick law and Hessian of the dual for `weights [m k]`, on the coarse grid.
 
-        Of single drafts. As for one node the row sums of the Hessian are exact, and
-        all entries off its diagonal negative, whatever the nodes of the grid: it is
-        positive semidefinite.
+        As for one node the row sums of the Hessian are exact, and all entries off its
+        diagonal negative, whatever the nodes of the grid: it is positive semidefinite.
+        Exact for single drafts. The s drafts of a larger sample are taken to be as
+        dependent as any so many of one law: E[N_i N_j Z] L = (1 - 1/s) E[N_i Z] E[N_j Z].
         """
         n = self.counts
         nodes, measure = quadrature(weights.dtype, "coarse")
@@ -98,10 +99,11 @@ class LayerRace(NamedTuple):
         spacing = (_STRIDE * measure * nodes)[some]
         rows, log_phi = rings.rows[:, some], log_of_rest(rings.fallen[some])
         half = self._roots(log_phi, spacing)
-        together, alone = n[None] * half, jnp.sqrt(n)[None] * half
+        size = self.drafts.size
+        together, alone = n[None] * half, jnp.sqrt(n / size)[None] * half
         reach = contract("vsx,vx->sv", rows, rings.scale)
         coupled = product(together * reach, 1 - jnp.eye(len(n), dtype=n.dtype))
-        own = jnp.maximum(n - 1, 0)[None] * half * reach
+        own = jnp.maximum(n - 1 / size, 0)[None] * half * reach
         others = contract("sv,vsx->vx", together * (coupled + own), rows)
         return LayerCurvature(
             pick=(rings.scale * first).reshape(-1),
