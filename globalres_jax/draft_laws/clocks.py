@@ -5,7 +5,7 @@ With g = exp(-q tau), f = 1 - g, e = exp(-u) and r = f / g, the n-th rings at ta
 density, weighted by exp(-sum u),
 
     [z^n] sum_i z q_i g_i e_i prod_{j != i} (g_j + z f_j e_j)
-        = [z^n] P(z) sum_i z q_i e_i / (1 + z r_i e_i),      P(z) = prod_j (g_j + z f_j e_j)
+        = [z^n] P(z) sum_i z q_i e_i / (1 + z r_i e_i),  P = prod_j (g_j + z f_j e_j)
 
 The few likeliest tokens are multiplied out one by one. Of all others log P and the sum
 are power series in z, whose coefficients are sums of (r e)^l over tokens: products of a
@@ -73,11 +73,11 @@ def escape(q: Array, num_drafts: int) -> Array:
     """
     rates, rest = _relative_rates(q, num_drafts)
     nodes, weights = _times(q, num_drafts)
-    start = jnp.zeros((2, num_drafts, len(nodes)), q.dtype).at[0, 0].set(1)
+    start = jnp.zeros((2, num_drafts, 1, len(nodes)), q.dtype).at[0, 0].set(1)
 
     def add(state: Array, rate: Array) -> tuple[Array, Array]:
-        state = _with_token(state, rate, nodes, jnp.ones((), q.dtype))
-        return state, state[1, -1]
+        state = _with_token(state, rate, nodes, jnp.ones((1, 1), q.dtype))
+        return state, state[1, -1, 0]
 
     _, rings = jax.lax.scan(add, start, rates)
     outside = mass_beyond(rates)[1:]
@@ -89,7 +89,7 @@ def escape(q: Array, num_drafts: int) -> Array:
 
 
 def _relative_rates(q: Array, num_drafts: int) -> tuple[Array, Array]:
-    """q [k] in units of the mass beyond the n - 1 likeliest tokens, and that mass []."""
+    """q [k] by the mass beyond the n - 1 likeliest tokens, and that mass []."""
     likeliest = jax.lax.top_k(q, num_drafts - 1)[1]
     rest = jax.lax.stop_gradient(blockwise_sum(q.at[likeliest].set(0)))
     rates = q / jnp.where(rest > 0, rest, 1)
@@ -144,25 +144,24 @@ def _light_series(
     The coefficients of z^0 .. z^(n-1), and of z^1 .. z^n.
     """
     odds = jnp.expm1(rates[:, None] * nodes[None])
-    powers, marks = [], []
-    left, right = jnp.ones_like(survive), jnp.ones_like(odds)
-    for order in range(num_drafts):
-        if order:
-            left, right = left * survive, right * odds
-            powers.append(product(left, right))
-        marks.append(product(left * survive, right * rates[:, None]))
+    orders = range(num_drafts)
+    left = jnp.stack([survive**m for m in orders])
+    right = jnp.stack([odds**m for m in orders])
+    powers = product(left, right)
+    marks = product(left * survive[None], right * rates[None, :, None])
 
     silent = jnp.exp(-blockwise_sum(rates) * nodes)
-    plain = [jnp.broadcast_to(silent[None], marks[0].shape)]
-    for m in range(1, num_drafts):
+    plain = [jnp.broadcast_to(silent[None], powers.shape[1:])]
+    for m in orders[1:]:
         # Newton's identities: m P_m = sum_l (-1)^(l-1) p_l P_(m-l).
-        terms = [powers[j] * plain[m - 1 - j] * (-1) ** j for j in range(m)]
-        plain.append(sum(terms) / m)
-    marked = [
-        sum(marks[j] * plain[m - j] * (-1) ** j for j in range(m + 1))
-        for m in range(num_drafts)
-    ]
+        plain.append(_alternating(powers[1:], plain, m - 1) / m)
+    marked = [_alternating(marks, plain, m) for m in orders]
     return jnp.stack(plain), jnp.stack(marked)
+
+
+def _alternating(left: Array, right: list[Array], order: int) -> Array:
+    """sum_l (-1)^l left_l right_(order - l)."""
+    return sum(left[m] * right[order - m] * (-1) ** m for m in range(order + 1))
 
 
 def _multiplied(
@@ -179,9 +178,16 @@ def _multiplied(
 
 
 def _with_token(state: Array, rate: Array, nodes: Array, survive: Array) -> Array:
-    """`state [2, n, ..., U]` (P and the density) with one token more multiplied in."""
-    silent = jnp.exp(-rate * nodes)
-    rung = -jnp.expm1(-rate * nodes) * survive
-    shifted = jnp.concatenate([jnp.zeros_like(state[:, :1]), state[:, :-1]], axis=1)
-    ringing = rate * silent * survive * state[0]
+    """P and the density with one token more multiplied in.
+
+    Args:
+      state: [2, n, S, U], coefficients of z^0 .. z^(n-1) and of z^1 .. z^n.
+      rate: [].
+      nodes: [U].
+      survive: [S, 1] its e.
+    """
+    silent = jnp.exp(-rate * nodes)[None, None, None]
+    rung = -jnp.expm1(-rate * nodes)[None, None, None] * survive[None, None]
+    shifted = jnp.pad(state, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+    ringing = rate * silent[0] * survive[None] * state[0]
     return (silent * state + rung * shifted).at[1].add(ringing)

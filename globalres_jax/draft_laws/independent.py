@@ -87,9 +87,8 @@ class Independent(DraftLaw):
         one = jnp.ones((1, phi.shape[1]), phi.dtype)
         before = jnp.cumprod(jnp.concatenate([one, phi[:-1]]), axis=0)
         after = jnp.cumprod(jnp.concatenate([one, phi[:0:-1]]), axis=0)[::-1]
-        others = (before * after)[..., None]
-        mean = jnp.sum(others * q * survive[None], axis=0)
-        return Moments(jnp.prod(phi, axis=0), mean)
+        each = (before * after)[..., None] * q * survive[None]
+        return Moments(jnp.prod(phi, axis=0), jnp.sum(each, axis=0), each)
 
     def subset_order(self, p: Array) -> Array:
         """By mean draft probability over p: a bound, in general no optimum."""

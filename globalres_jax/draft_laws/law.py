@@ -32,10 +32,13 @@ class Moments(NamedTuple):
     Attributes:
       value: [S] L = E Z.
       mean: [S, k] E[N_i Z] = -dL/du_i.
+      by_draft: [n, S, k] the same for each draft alone, where drafts are independent of
+        one another; None where they are not, or are all alike.
     """
 
     value: Array
     mean: Array
+    by_draft: Array | None = None
 
 
 class DraftLaw:

@@ -70,7 +70,7 @@ class WithoutReplacement(DraftLaw):
             q = self.token_probs[None]
             return Moments(transform(q, survive), q * survive)
         if self.num_drafts == 2:
-            return _two_drafts(self.token_probs, survive)
+            return _two_drafts(self.token_probs[None], survive)
         return Moments(*clocks.laplace(self.token_probs, self.num_drafts, survive))
 
     def closed_form(self, p: Array) -> ClosedForm | None:
@@ -112,12 +112,12 @@ def _second_draft(q: Array) -> tuple[Array, Array, Array]:
     """What a second draft sees, with no number that may overflow.
 
     Returns:
-      [k] bool, the likeliest token h; [k] q / (1 - q_h), the law after h (zero if h is
-      all there is); [k] q / (1 - q) of the other tokens, each at most 1.
+      [..., k] bool, the likeliest token h; q / (1 - q_h), the law after h (zero if h is
+      all there is); q / (1 - q) of the other tokens, each at most 1.
     """
     is_heaviest = _is_heaviest(q)
     left = jnp.where(is_heaviest, 0, q)
-    total = blockwise_sum(left)
+    total = blockwise_sum(left)[..., None]
     after = left / jnp.where(total > 0, total, 1)
     return is_heaviest, after, left / jnp.where(is_heaviest, 1, 1 - left)
 
@@ -134,7 +134,7 @@ def _two_drafts(q: Array, survive: Array) -> Moments:
     others = _others(weighted)
     tail = blockwise_sum(after * survive)[:, None]
     # Alone, h is the only draft.
-    tail = jnp.where(jnp.any(after > 0), tail, 1)
+    tail = jnp.where(jnp.any(after > 0, keepdims=True), tail, 1)
     first = odds * survive
     before = blockwise_sum(first)[:, None]
     value = head * tail + blockwise_sum(first * others)[:, None]

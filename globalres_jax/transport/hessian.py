@@ -1,7 +1,7 @@
 """The Hessian of one node's race dual, and how to solve with it.
 
-It is a diagonal plus a matrix of low rank, one row for each node of the quadrature, so
-that a Newton step is one factorisation of the smaller side.
+It is a diagonal plus a matrix of low rank, one row (or a few) for each node of the
+quadrature, so that a Newton step is one factorisation of the smaller side.
 """
 
 from __future__ import annotations
@@ -72,6 +72,38 @@ class NodeCurvature(NamedTuple):
         gram = gram * nodes[:, None] * nodes[None, :]
         inner = solve_identity_minus(gram, nodes * product(survive, tokens * right))
         return right + tokens * product(nodes * inner, survive)
+
+
+class FactorCurvature(NamedTuple):
+    """Pick law and Hessian `diag(diagonal) - plus^T plus + minus^T minus`.
+
+    Attributes:
+      pick: [k] beta.
+      diagonal: [k].
+      plus: [A, k].
+      minus: [B, k].
+    """
+
+    pick: Array
+    diagonal: Array
+    plus: Array
+    minus: Array
+
+    def solve_scaled(self, root: Array, right: Array) -> Array:
+        """`(I - R (plus^T plus - minus^T minus) R)^-1 right`, R = diag(root)."""
+        plus, minus = self.plus * root[None], self.minus * root[None]
+        if len(root) <= 2 * (len(plus) + len(minus)):
+            gram = product(plus.T, plus) - product(minus.T, minus)
+            return solve_identity_minus(gram, right)
+
+        # By Woodbury (I + B^T B)^-1 = I - B^T (I + B B^T)^-1 B for B = minus, and
+        # (G - A^T A)^-1 = G^-1 + G^-1 A^T (I - A G^-1 A^T)^-1 A G^-1 for A = plus.
+        columns = jnp.concatenate([right[:, None], plus.T], axis=1)
+        inner = solve_identity_minus(-product(minus, minus.T), product(minus, columns))
+        columns = columns - product(minus.T, inner)
+        start, spread = columns[:, 0], columns[:, 1:]
+        middle = solve_identity_minus(product(plus, spread), product(plus, start))
+        return start + product(spread, middle)
 
 
 def solve_identity_minus(gram: Array, right: Array) -> Array:

@@ -18,7 +18,7 @@ import numpy as np
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import DraftLaw, Moments
 from globalres_jax.numerics.sums import blockwise_sum, product
-from globalres_jax.transport.hessian import NodeCurvature
+from globalres_jax.transport.hessian import FactorCurvature, NodeCurvature
 from globalres_jax.transport.quadrature import quadrature
 from globalres_jax.transport.subset_selection import best_prefix
 
@@ -57,26 +57,36 @@ class LawRace(NamedTuple):
         moments = self._moments(weights, "fine")
         return weights * product(jnp.asarray(measure), jnp.maximum(moments.mean, 0))
 
-    def curvature(self, weights: Array) -> NodeCurvature:
+    def curvature(self, weights: Array) -> NodeCurvature | FactorCurvature:
         """Pick law and Hessian of the dual, for `weights [k]`.
 
-        Second moments E[N_i N_j Z] are taken to be L x_i x_j, see `_pair_factors`. As
-        for i.i.d. drafts the row sums are exact, what a common factor of all weights
+        As for i.i.d. drafts the row sums are exact, what a common factor of all weights
         does to beta, and all entries off the diagonal negative: the Hessian is
-        positive semidefinite, and errs in how it spreads alone.
+        positive semidefinite, and errs at most in how it spreads. Second moments are
+        exact for independent drafts; for others E[N_i N_j Z] is taken to be L x_i x_j,
+        see `_pair_factors`.
         """
         nodes, measure = quadrature(weights.dtype, "coarse")
         moments = self._moments(weights, "coarse")
         scales = jnp.asarray(np.stack([measure, measure * nodes]))
         first, second = product(scales, moments.mean)
+        pick = weights * first
 
-        some = slice(None, None, _STRIDE)
-        value = jnp.maximum(moments.value[some], 0)
-        factors = _pair_factors(value, moments.mean[some], self.num_drafts)
-        squared = _STRIDE * (measure * nodes)[some] * value
+        spacing = _STRIDE * (measure * nodes)[::_STRIDE]
+        value = jnp.maximum(moments.value[::_STRIDE], 0)
+        counts = _relative(moments.mean[::_STRIDE], value)
+        if moments.by_draft is not None:
+            scale = jnp.sqrt(spacing * value)[:, None] * weights[None]
+            plus = scale * counts
+            each = moments.by_draft[:, ::_STRIDE]
+            minus = (scale[None] * _relative(each, value)).reshape(-1, len(weights))
+            others = _column_sums(plus) - _column_sums(minus)
+            return FactorCurvature(pick, weights * second + others, plus, minus)
+        factors = _pair_factors(counts, self.num_drafts)
+        squared = spacing * value
         others = product(squared * product(factors, weights), factors)
         return NodeCurvature(
-            pick=weights * first,
+            pick=pick,
             diagonal=weights * (second + others),
             survive=factors,
             node_scale=jnp.sqrt(squared),
@@ -115,24 +125,33 @@ def law_race(p: Array, law: DraftLaw) -> tuple[LawRace, Array]:
     return LawRace(p, mean_counts / law.num_drafts, law, excess, missing), members
 
 
-def _pair_factors(value: Array, mean: Array, num_drafts: int) -> Array:
+def _relative(mean: Array, value: Array) -> Array:
+    """E[N Z] / L for `mean [..., S, k]` and L = `value [S]`; 0 where L vanishes."""
+    tiny = jnp.finfo(value.dtype).tiny
+    scale = jnp.where(value > tiny, 1 / jnp.maximum(value, tiny), 0)
+    return jnp.maximum(mean, 0) * scale.reshape((1,) * (mean.ndim - 2) + (-1, 1))
+
+
+def _column_sums(factors: Array) -> Array:
+    """Row sums [k] of F^T F for F = `factors [A, k]`."""
+    return product(jnp.sum(factors, axis=1), factors)
+
+
+def _pair_factors(counts: Array, num_drafts: int) -> Array:
     """x [S, k] with x_i x_j about E[N_i N_j Z] / L for i != j.
 
     Of n drafts, n - 1 are others than one that is token i, so the factors solve
     x_i (sum_j x_j - x_i) = (n - 1) E[N_i Z] / L.
 
     Args:
-      value: [S] L.
-      mean: [S, k] E[N_i Z].
+      counts: [S, k] E[N_i Z] / L.
       num_drafts: n.
     """
-    tiny = jnp.finfo(value.dtype).tiny
-    scale = jnp.where(value > tiny, 1 / jnp.maximum(value, tiny), 0)
-    count = jnp.clip(mean * scale[:, None], 0, num_drafts)
-    factors = count * np.sqrt(1 - 1 / num_drafts)
+    counts = jnp.minimum(counts, num_drafts)
+    factors = counts * np.sqrt(1 - 1 / num_drafts)
     for _ in range(_SWEEPS):
         total = jnp.sum(factors, axis=1, keepdims=True)
         others = jnp.maximum(total - factors, _LEAST_SHARE * total)
-        wanted = (num_drafts - 1) * count / jnp.where(total > 0, others, 1)
+        wanted = (num_drafts - 1) * counts / jnp.where(total > 0, others, 1)
         factors = jnp.sqrt(factors * wanted)
     return factors

@@ -85,8 +85,8 @@ class LayerRace(NamedTuple):
 
         As for one node the row sums of the Hessian are exact, and all entries off its
         diagonal negative, whatever the nodes of the grid: it is positive semidefinite.
-        Exact for single drafts. The s drafts of a larger sample are taken to be as
-        dependent as any so many of one law: E[N_i N_j Z] L = (1 - 1/s) E[N_i Z] E[N_j Z].
+        Exact for single drafts. Of the s drafts of a larger sample any two are taken
+        to depend on one another alike: E[N_i N_j Z] L = (1 - 1/s) E[N_i Z] E[N_j Z].
         """
         n = self.counts
         nodes, measure = quadrature(weights.dtype, "coarse")
