@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,53 @@ _CUT = {jnp.dtype("float32"): 3e-8, jnp.dtype("float64"): 1e-14}
 _NODES = {jnp.dtype("float32"): 40, jnp.dtype("float64"): 120}
 
 
+class Clocks(NamedTuple):
+    """The clocks of one law, in units of the mass beyond its n - 1 likeliest tokens.
+
+    Attributes:
+      rates: [k] of the tokens.
+      heavy: [m] the likeliest tokens, in order; at least n - 1.
+      lacking: [] bool, fewer than n tokens can ring: rates mean nothing.
+      nodes: [U] times at which integrals over that of the n-th ring are summed.
+      weights: [U] of the nodes.
+    """
+
+    rates: Array
+    heavy: Array
+    lacking: Array
+    nodes: Array
+    weights: Array
+
+
+def clocks(q: Array, num_drafts: int) -> Clocks:
+    """The clocks of n draws without replacement from `q [k]`, n at most k.
+
+    The times are those of a trapezoid rule in the logarithm, from where the n-th has
+    hardly rung to where it has rung almost surely. With R_m the mass beyond the n - m
+    likeliest tokens, of which m must ring, the chance that the n-th has rung at tau is
+    at most (R_m tau)^m / m!, for every m; and that it has not, at most that of fewer
+    than n events of a Poisson process of rate R_1.
+    """
+    known = jax.lax.stop_gradient(q)
+    count = min(num_drafts + _BEYOND_DRAFTS, q.shape[0])
+    mass, heavy = jax.lax.top_k(known, count)
+    rest = blockwise_sum(known.at[heavy[: num_drafts - 1]].set(0))
+    lacking = rest <= 0
+    unit = jnp.where(lacking, 1, rest)
+
+    cut = _CUT[q.dtype]
+    beyond = unit + jnp.cumsum(jnp.append(0, mass[: num_drafts - 1][::-1]))
+    orders = range(1, num_drafts + 1)
+    first = [(math.log(cut) + math.lgamma(m + 1)) / m for m in orders]
+    ratio = jnp.maximum(unit / beyond, cut)
+    low = jnp.max(jnp.asarray(first, q.dtype) + jnp.log(ratio))
+    high = math.log(_last_event(num_drafts, cut))
+    step = (high - low) / (_NODES[q.dtype] - 1)
+    nodes = jnp.exp(low + step * jnp.arange(_NODES[q.dtype], dtype=q.dtype))
+    rates = jnp.minimum(q / unit, _CERTAIN)
+    return Clocks(rates, heavy, lacking, nodes, step * nodes)
+
+
 def laplace(q: Array, num_drafts: int, survive: Array) -> tuple[Array, Array]:
     """L [S] and E[N_i Z] [S, k] at the points u = -log(survive [S, k]).
 
@@ -44,19 +92,16 @@ def laplace(q: Array, num_drafts: int, survive: Array) -> tuple[Array, Array]:
       num_drafts: n, at most k.
       survive: [S, k] e.
     """
-    rates, rest = _relative_rates(q, num_drafts)
-    nodes, weights = _times(q, num_drafts)
-    count = min(num_drafts + _BEYOND_DRAFTS, q.shape[0])
-    heavy = jax.lax.top_k(q, count)[1]
-    drafted = jnp.where(q > 0, 1, 0)[heavy[: num_drafts - 1]] > 0
+    rates, heavy, lacking, nodes, weights = clocks(q, num_drafts)
+    first = heavy[: num_drafts - 1]
+    drafted = (q[first] > 0)[None]
 
     def value_at(survive: Array) -> Array:
         light = rates.at[heavy].set(0)
-        plain, marked = _light_series(light, nodes, survive, num_drafts)
-        likeliest = survive[:, heavy].T
-        ring = _multiplied(plain, marked, rates[heavy], nodes, likeliest)
-        everything = jnp.where(drafted[:, None], likeliest[: num_drafts - 1], 1)
-        return jnp.where(rest > 0, product(ring, weights), jnp.prod(everything, axis=0))
+        state = _light_series(light, nodes, survive, num_drafts)
+        ring = _multiplied(state, rates[heavy], nodes, survive[:, heavy].T)
+        everything = jnp.prod(jnp.where(drafted, survive[:, first], 1), axis=1)
+        return jnp.where(lacking, everything, product(ring, weights))
 
     # L(0) = 1: dividing by it takes away most of the error of the grid in tau.
     points = jnp.concatenate([survive, jnp.ones((1, len(q)), q.dtype)])
@@ -71,8 +116,7 @@ def escape(q: Array, num_drafts: int) -> Array:
     Q(H) is the chance that the n-th token of H rings before any outside: token by
     token, the product of the module's docstring with e = 1 on H.
     """
-    rates, rest = _relative_rates(q, num_drafts)
-    nodes, weights = _times(q, num_drafts)
+    rates, _, lacking, nodes, weights = clocks(q, num_drafts)
     start = jnp.zeros((2, num_drafts, 1, len(nodes)), q.dtype).at[0, 0].set(1)
 
     def add(state: Array, rate: Array) -> tuple[Array, Array]:
@@ -82,44 +126,22 @@ def escape(q: Array, num_drafts: int) -> Array:
     _, rings = jax.lax.scan(add, start, rates)
     outside = mass_beyond(rates)[1:]
     inside = product(rings * jnp.exp(-outside[:, None] * nodes[None]), weights)
-    inside = inside / jnp.where(rest > 0, inside[-1], 1)
+    inside = inside / jnp.where(lacking, 1, inside[-1])
     # Where all tokens are drafted, a set must hold them all.
-    inside = jnp.where(rest > 0, inside, jnp.where(outside > 0, 0, 1))
+    inside = jnp.where(lacking, jnp.where(outside > 0, 0, 1), inside)
     return jnp.clip(1 - jnp.concatenate([jnp.zeros(1, q.dtype), inside]), 0, 1)
 
 
-def _relative_rates(q: Array, num_drafts: int) -> tuple[Array, Array]:
-    """q [k] by the mass beyond the n - 1 likeliest tokens, and that mass []."""
-    likeliest = jax.lax.top_k(q, num_drafts - 1)[1]
-    rest = jax.lax.stop_gradient(blockwise_sum(q.at[likeliest].set(0)))
-    rates = q / jnp.where(rest > 0, rest, 1)
-    return jnp.minimum(rates, _CERTAIN), rest
+def rough_counts(q: Array, num_drafts: int) -> Array:
+    """[k] about the chance that each token is drafted: by when n have rung on average.
 
-
-def _times(q: Array, num_drafts: int) -> tuple[Array, Array]:
-    """Nodes [U] and weights [U] for integrals over the time of the n-th ring.
-
-    The trapezoid rule in the logarithm, from where the n-th has hardly rung to where it
-    has rung almost surely, in units of `_relative_rates`. With R_m the mass beyond the
-    n - m likeliest tokens, of which m must ring, the chance that the n-th has rung at
-    tau is at most (R_m tau)^m / m!, for every m; and that it has not, at most that of
-    fewer than n events of a Poisson process of rate R_1.
+    Zero for tokens that cannot be drafted, and for no others.
     """
-    cut = _CUT[q.dtype]
-    q = jax.lax.stop_gradient(q)
-    likeliest, places = jax.lax.top_k(q, num_drafts - 1)
-    rest = blockwise_sum(q.at[places].set(0))
-    beyond = rest + jnp.cumsum(jnp.append(0, likeliest[::-1]))
-    orders = range(1, num_drafts + 1)
-    first = [(math.log(cut) + math.lgamma(m + 1)) / m for m in orders]
-    ratio = jnp.where(rest > 0, rest / jnp.where(rest > 0, beyond, 1), 1)
-    ratio = jnp.maximum(ratio, cut)
-    low = jnp.max(jnp.asarray(first, q.dtype) + jnp.log(ratio))
-    high = math.log(_last_event(num_drafts, cut))
-    count = _NODES[q.dtype]
-    step = (high - low) / (count - 1)
-    nodes = jnp.exp(low + step * jnp.arange(count, dtype=q.dtype))
-    return nodes, step * nodes
+    rates, _, lacking, nodes, _ = clocks(q, num_drafts)
+    rung = -jnp.expm1(-nodes[:, None] * rates[None])
+    when = jnp.argmax(jnp.sum(rung, axis=1) >= num_drafts)
+    chance = jnp.maximum(rung[when], jnp.where(q > 0, jnp.finfo(q.dtype).tiny, 0))
+    return jnp.where(lacking, jnp.where(q > 0, 1, 0).astype(q.dtype), chance)
 
 
 @functools.cache
@@ -136,10 +158,8 @@ def _last_event(num_drafts: int, chance: float) -> float:
         time *= 1.05
 
 
-def _light_series(
-    rates: Array, nodes: Array, survive: Array, num_drafts: int
-) -> tuple[Array, Array]:
-    """P and the density's sum of the tokens of `rates [k]`: two arrays [n, S, U].
+def _light_series(rates: Array, nodes: Array, survive: Array, num_drafts: int) -> Array:
+    """P and the density of the tokens of `rates [k]`: [2, n, S, U].
 
     The coefficients of z^0 .. z^(n-1), and of z^1 .. z^n.
     """
@@ -156,7 +176,7 @@ def _light_series(
         # Newton's identities: m P_m = sum_l (-1)^(l-1) p_l P_(m-l).
         plain.append(_alternating(powers[1:], plain, m - 1) / m)
     marked = [_alternating(marks, plain, m) for m in orders]
-    return jnp.stack(plain), jnp.stack(marked)
+    return jnp.stack([*plain, *marked]).reshape(2, *powers.shape)
 
 
 def _alternating(left: Array, right: list[Array], order: int) -> Array:
@@ -164,16 +184,14 @@ def _alternating(left: Array, right: list[Array], order: int) -> Array:
     return sum(left[m] * right[order - m] * (-1) ** m for m in range(order + 1))
 
 
-def _multiplied(
-    plain: Array, marked: Array, rates: Array, nodes: Array, survive: Array
-) -> Array:
-    """[S, U] density of the n-th ring, with the tokens of `rates [m]` multiplied in."""
+def _multiplied(state: Array, rates: Array, nodes: Array, survive: Array) -> Array:
+    """[S, U] density of the n-th ring, after the tokens of `rates [m]` are in, too."""
 
     def add(state: Array, token: tuple) -> tuple[Array, None]:
         rate, survive = token
         return _with_token(state, rate, nodes, survive[:, None]), None
 
-    state, _ = jax.lax.scan(add, jnp.stack([plain, marked]), (rates, survive))
+    state, _ = jax.lax.scan(add, state, (rates, survive))
     return state[1, -1]
 
 

@@ -136,6 +136,11 @@ class DraftLaw:
         """`Moments` at the points u = -log(survive [S, k])."""
         raise NotImplementedError
 
+    def rough_counts(self) -> Array:
+        """[k] E N_i, or near it where exactness is dear; zero if never drafted."""
+        everything = jnp.ones((1, self.token_probs.shape[-1]), self.dtype)
+        return self.moments(everything).mean[0]
+
     def subset_order(self, p: Array) -> Array:
         """[k] places of the tokens, those that a subset H* holds first; `p [k]`."""
         raise NotImplementedError

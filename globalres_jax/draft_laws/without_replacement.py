@@ -73,6 +73,12 @@ class WithoutReplacement(DraftLaw):
             return _two_drafts(self.token_probs[None], survive)
         return Moments(*clocks.laplace(self.token_probs, self.num_drafts, survive))
 
+    def rough_counts(self) -> Array:
+        """[k] chance of each token to be drafted; for n >= 3 about that."""
+        if self.num_drafts <= 2:
+            return super().rough_counts()
+        return clocks.rough_counts(self.token_probs, self.num_drafts)
+
     def closed_form(self, p: Array) -> ClosedForm | None:
         """The optimal race for one draft, None for more."""
         if self.num_drafts > 1:

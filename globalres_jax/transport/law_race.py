@@ -34,7 +34,7 @@ class LawRace(NamedTuple):
 
     Attributes:
       p: [k] target probabilities of the law's tokens (may sum to less than 1).
-      q: [k] mean draft probability, E N_i / n.
+      q: [k] about the mean draft probability, E N_i / n.
       law: the draft law.
       excess: [] Q(H) - p(H) of the best set H known beforehand.
       missing: [] 1 - sum(p), target probability that no draft can serve.
@@ -121,8 +121,8 @@ def law_race(p: Array, law: DraftLaw) -> tuple[LawRace, Array]:
     order = law.subset_order(p)
     excess, prefix = best_prefix(p[order], law.escape(order), missing)
     members = jnp.zeros(p.shape, bool).at[order].set(prefix)
-    mean_counts = law.moments(jnp.ones((1, p.shape[0]), p.dtype)).mean[0]
-    return LawRace(p, mean_counts / law.num_drafts, law, excess, missing), members
+    mean = law.rough_counts() / law.num_drafts
+    return LawRace(p, mean, law, excess, missing), members
 
 
 def _relative(mean: Array, value: Array) -> Array:
