@@ -106,8 +106,10 @@ def laplace(q: Array, num_drafts: int, survive: Array) -> tuple[Array, Array]:
     # L(0) = 1: dividing by it takes away most of the error of the grid in tau.
     points = jnp.concatenate([survive, jnp.ones((1, len(q)), q.dtype)])
     value, back = jax.vjp(value_at, points)
-    slope = back(jnp.ones_like(value))[0]
-    return value[:-1] / value[-1], slope[:-1] * survive / value[-1]
+    mean = back(jnp.ones_like(value))[0] * points
+    # Where hardly anything survives, rounding decides.
+    value, mean = (jnp.where(x < 0, 0, x) / value[-1] for x in (value, mean))
+    return value[:-1], mean[:-1]
 
 
 def escape(q: Array, num_drafts: int) -> Array:

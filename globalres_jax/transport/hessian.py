@@ -15,6 +15,10 @@ import jax.numpy as jnp
 from globalres_jax.base import Array
 from globalres_jax.numerics.sums import product
 
+#: Sweeps towards factors with the right sums, and how far a token may outweigh all.
+_SWEEPS = 2
+_LEAST_SHARE = 1e-3
+
 
 class Curvature(Protocol):
     """Pick law and Hessian of a race's dual.
@@ -104,6 +108,33 @@ class FactorCurvature(NamedTuple):
         start, spread = columns[:, 0], columns[:, 1:]
         middle = solve_identity_minus(product(plus, spread), product(plus, start))
         return start + product(spread, middle)
+
+
+def relative_counts(mean: Array, value: Array) -> Array:
+    """E[N Z] / L for `mean [..., S, k]` and L = `value [..., S]`; 0 where L is."""
+    tiny = jnp.finfo(value.dtype).tiny
+    scale = jnp.where(value > tiny, 1 / jnp.maximum(value, tiny), 0)
+    return mean * scale[..., None]
+
+
+def pair_factors(counts: Array, num_drafts: int) -> Array:
+    """x [..., S, k] with (1 - 1/n) x_i x_j about E[N_i N_j Z] / L for i != j.
+
+    Of n drafts, n - 1 are others than one that is token i: the factors are to solve
+    x_i (sum_j x_j - x_i) = n E[N_i Z] / L. For i.i.d. drafts they are the counts.
+
+    Args:
+      counts: [..., S, k] E[N_i Z] / L.
+      num_drafts: n.
+    """
+    counts = jnp.minimum(counts, num_drafts)
+    factors = counts
+    for _ in range(_SWEEPS):
+        total = jnp.sum(factors, axis=-1, keepdims=True)
+        others = jnp.maximum(total - factors, _LEAST_SHARE * total)
+        wanted = num_drafts * counts / jnp.where(total > 0, others, 1)
+        factors = jnp.sqrt(factors * wanted)
+    return factors
 
 
 def solve_identity_minus(gram: Array, right: Array) -> Array:

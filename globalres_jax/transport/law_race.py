@@ -18,15 +18,17 @@ import numpy as np
 from globalres_jax.base import Array
 from globalres_jax.draft_laws import DraftLaw, Moments
 from globalres_jax.numerics.sums import blockwise_sum, product
-from globalres_jax.transport.hessian import FactorCurvature, NodeCurvature
+from globalres_jax.transport.hessian import (
+    FactorCurvature,
+    NodeCurvature,
+    pair_factors,
+    relative_counts,
+)
 from globalres_jax.transport.quadrature import quadrature
 from globalres_jax.transport.subset_selection import best_prefix
 
 #: The Hessian is integrated on every second node of the coarse grid.
 _STRIDE = 2
-#: Sweeps towards factors with the right sums, and how far a token may outweigh all.
-_SWEEPS = 2
-_LEAST_SHARE = 1e-3
 
 
 class LawRace(NamedTuple):
@@ -55,7 +57,7 @@ class LawRace(NamedTuple):
         """beta [k]: the probability that each token is picked, for `weights [k]`."""
         _, measure = quadrature(weights.dtype)
         moments = self._moments(weights, "fine")
-        return weights * product(jnp.asarray(measure), jnp.maximum(moments.mean, 0))
+        return weights * product(jnp.asarray(measure), moments.mean)
 
     def curvature(self, weights: Array) -> NodeCurvature | FactorCurvature:
         """Pick law and Hessian of the dual, for `weights [k]`.
@@ -63,8 +65,7 @@ class LawRace(NamedTuple):
         As for i.i.d. drafts the row sums are exact, what a common factor of all weights
         does to beta, and all entries off the diagonal negative: the Hessian is
         positive semidefinite, and errs at most in how it spreads. Second moments are
-        exact for independent drafts; for others E[N_i N_j Z] is taken to be L x_i x_j,
-        see `_pair_factors`.
+        exact for independent drafts; for others they are those of `pair_factors`.
         """
         nodes, measure = quadrature(weights.dtype, "coarse")
         moments = self._moments(weights, "coarse")
@@ -73,17 +74,19 @@ class LawRace(NamedTuple):
         pick = weights * first
 
         spacing = _STRIDE * (measure * nodes)[::_STRIDE]
-        value = jnp.maximum(moments.value[::_STRIDE], 0)
-        counts = _relative(moments.mean[::_STRIDE], value)
+        value = moments.value[::_STRIDE]
+        counts = relative_counts(moments.mean[::_STRIDE], value)
         if moments.by_draft is not None:
             scale = jnp.sqrt(spacing * value)[:, None] * weights[None]
             plus = scale * counts
             each = moments.by_draft[:, ::_STRIDE]
-            minus = (scale[None] * _relative(each, value)).reshape(-1, len(weights))
+            minus = (scale[None] * relative_counts(each, value)).reshape(
+                -1, len(weights)
+            )
             others = _column_sums(plus) - _column_sums(minus)
             return FactorCurvature(pick, weights * second + others, plus, minus)
-        factors = _pair_factors(counts, self.num_drafts)
-        squared = spacing * value
+        factors = pair_factors(counts, self.num_drafts)
+        squared = (1 - 1 / self.num_drafts) * spacing * value
         others = product(squared * product(factors, weights), factors)
         return NodeCurvature(
             pick=pick,
@@ -125,33 +128,6 @@ def law_race(p: Array, law: DraftLaw) -> tuple[LawRace, Array]:
     return LawRace(p, mean, law, excess, missing), members
 
 
-def _relative(mean: Array, value: Array) -> Array:
-    """E[N Z] / L for `mean [..., S, k]` and L = `value [S]`; 0 where L vanishes."""
-    tiny = jnp.finfo(value.dtype).tiny
-    scale = jnp.where(value > tiny, 1 / jnp.maximum(value, tiny), 0)
-    return jnp.maximum(mean, 0) * scale.reshape((1,) * (mean.ndim - 2) + (-1, 1))
-
-
 def _column_sums(factors: Array) -> Array:
     """Row sums [k] of F^T F for F = `factors [A, k]`."""
     return product(jnp.sum(factors, axis=1), factors)
-
-
-def _pair_factors(counts: Array, num_drafts: int) -> Array:
-    """x [S, k] with x_i x_j about E[N_i N_j Z] / L for i != j.
-
-    Of n drafts, n - 1 are others than one that is token i, so the factors solve
-    x_i (sum_j x_j - x_i) = (n - 1) E[N_i Z] / L.
-
-    Args:
-      counts: [S, k] E[N_i Z] / L.
-      num_drafts: n.
-    """
-    counts = jnp.minimum(counts, num_drafts)
-    factors = counts * np.sqrt(1 - 1 / num_drafts)
-    for _ in range(_SWEEPS):
-        total = jnp.sum(factors, axis=1, keepdims=True)
-        others = jnp.maximum(total - factors, _LEAST_SHARE * total)
-        wanted = (num_drafts - 1) * counts / jnp.where(total > 0, others, 1)
-        factors = jnp.sqrt(factors * wanted)
-    return factors
