@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.draft_laws.closed_form import ClosedForm, single_draft
 from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
@@ -37,7 +38,6 @@ class Independent(DraftLaw):
     """
 
     static = ("vocab_size",)
-    prefix_is_optimal = False
 
     def __init__(self, probs: Array, max_support: int | None = None):
         probs = checked_row(probs, max_support, ndim=2)
@@ -61,6 +61,11 @@ class Independent(DraftLaw):
     def num_drafts(self) -> int:
         """Number of drafts n, one of each row."""
         return self.token_probs.shape[-2]
+
+    @property
+    def prefix_is_optimal(self) -> bool:
+        """For one draft alone."""
+        return self.num_drafts == 1
 
     @property
     def first(self) -> Array:
@@ -89,6 +94,10 @@ class Independent(DraftLaw):
         after = jnp.cumprod(jnp.concatenate([one, phi[:0:-1]]), axis=0)[::-1]
         each = (before * after)[..., None] * q * survive[None]
         return Moments(jnp.prod(phi, axis=0), jnp.sum(each, axis=0), each)
+
+    def closed_form(self, p: Array) -> ClosedForm | None:
+        """The optimal race for one draft, None for more."""
+        return single_draft(p, self.token_probs[0]) if self.num_drafts == 1 else None
 
     def subset_order(self, p: Array) -> Array:
         """By mean draft probability over p: a bound, in general no optimum."""

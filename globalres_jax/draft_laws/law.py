@@ -50,6 +50,8 @@ class DraftLaw:
       tokens: [k] the tokens that it can draw; None where k = V and they are all, in
         their order.
       token_probs: [k] (or [n, k]) the draft model's probabilities of these tokens.
+      may_lack: whether drafts can be lacking: `NO_TOKEN`, the last of them, where fewer
+        than n tokens have mass.
       joins: whether drafts from equal rows are together a larger sample of the law.
       prefix_is_optimal: whether a prefix of the tokens in `subset_order` minimises
         p(H) + 1 - Q(H). Elsewhere such a prefix only bounds it.
@@ -57,6 +59,7 @@ class DraftLaw:
 
     arrays: ClassVar[tuple[str, ...]] = ("tokens", "token_probs")
     static: ClassVar[tuple[str, ...]] = ("num_drafts", "vocab_size")
+    may_lack: ClassVar[bool] = False
     joins: ClassVar[bool] = False
     prefix_is_optimal: ClassVar[bool] = True
 

@@ -37,6 +37,8 @@ class WithoutReplacement(DraftLaw):
         drafts that are lacking are `NO_TOKEN`, and all rules stay lossless.
     """
 
+    may_lack = True
+
     def __init__(self, probs: Array, num_drafts: int, max_support: int | None = None):
         self.num_drafts = check_num_drafts(num_drafts)
         probs = checked_row(probs, max_support, self.num_drafts)

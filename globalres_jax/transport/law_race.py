@@ -80,7 +80,7 @@ class LawRace(NamedTuple):
             scale = jnp.sqrt(spacing * value)[:, None] * weights[None]
             plus = scale * counts
             each = moments.by_draft[:, ::_STRIDE]
-            minus = (scale[None] * relative_counts(each, value)).reshape(
+            minus = (scale[None] * relative_counts(each, value[None])).reshape(
                 -1, len(weights)
             )
             others = _column_sums(plus) - _column_sums(minus)
