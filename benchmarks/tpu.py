@@ -6,12 +6,15 @@ Needs the package `libtpu`. Figures are the compiler's own: one evaluation of ea
 loop's body counts, and temporary memory is for the whole batch. The step is a default
 one with models that cost nothing: their logits are a row that is copied. Its loops are
 the levels of the draft, the walk (one body a level), and the solver on the law's few
-tokens; `at_most` multiplies everything by the levels, which is more than they can take.
+tokens. `with loops` counts them all: a level more of the draft costs what a tree of
+depth 2 does beyond one of depth 1, and each level's race what one solved alone costs,
+as often as its solver may iterate.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 
@@ -23,20 +26,18 @@ import globalres_jax as gr
 from globalres_jax.cache import init_cache
 from globalres_jax.decoding.step import Request, decode_step, first_state
 from globalres_jax.drafters import as_drafter
+from globalres_jax.transport.layer_drafts import SingleDrafts
+from globalres_jax.transport.layer_plan import solve_layer
+from globalres_jax.transport.newton import ProjectedNewton
 
 
-def compile_solve(vocab_size: int, batch: int, topology: str = "v5e:2x2") -> dict:
+def compile_solve(vocab_size: int, batch: int) -> dict:
     """Compiles `batch` solves over `vocab_size` tokens, n being data."""
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices
-    place = jax.sharding.SingleDeviceSharding(devices[0])
-
-    def described(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-
     solve = jax.jit(jax.vmap(lambda p, q, n: gr.solve_transport(p, gr.IID(q, n))))
-    rows = described((batch, vocab_size), jnp.float32)
+    rows = jax.ShapeDtypeStruct((batch, vocab_size), jnp.float32)
+    counts = jax.ShapeDtypeStruct((batch,), jnp.int32)
     start = time.perf_counter()
-    compiled = solve.lower(rows, rows, described((batch,), jnp.int32)).compile()
+    compiled = solve.lower(*_placed((rows, rows, counts))).compile()
     seconds = time.perf_counter() - start
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return {
@@ -49,13 +50,35 @@ def compile_solve(vocab_size: int, batch: int, topology: str = "v5e:2x2") -> dic
     }
 
 
-def compile_step(vocab_size: int, batch: int, topology: str = "v5e:2x2") -> dict:
+def compile_step(vocab_size: int, batch: int) -> dict:
     """Compiles everything of a default step but the model calls."""
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices
-    place = jax.sharding.SingleDeviceSharding(devices[0])
+    # What accelerators get by default.
+    config = gr.SpeculativeConfig(num_drafts=3)
+    depth, solver = config.draft_length, config.verifier
+    start = time.perf_counter()
+    whole = _step(config, vocab_size, batch)
+    seconds = time.perf_counter() - start
+    one, two = (
+        _step(dataclasses.replace(config, draft_length=length), vocab_size, batch)
+        for length in (1, 2)
+    )
+    race = _race(config, batch)
+    described = {"step": "default, model calls apart", "vocab_size": vocab_size}
+    described |= {"batch": batch, "compile_seconds": round(seconds, 1)}
+    described["temporary_bytes"] = whole.memory_analysis().temp_size_in_bytes
+    for name in ("flops", "bytes accessed"):
+        costs = (x.cost_analysis()[name] for x in (whole, one, two, race))
+        of_whole, of_one, of_two, of_race = costs
+        described[name] = of_whole
+        described[f"{name}, with loops"] = (
+            of_one + (depth - 1) * (of_two - of_one) + depth * solver.maxiter * of_race
+        )
+    return described
+
+
+def _step(config: gr.SpeculativeConfig, vocab_size: int, batch: int):
+    """A step with models that cost nothing, compiled."""
     target, draft = free_model(vocab_size), free_model(vocab_size)
-    config = gr.SpeculativeConfig()
-    capacity = 1024
 
     def first(key, target, draft):
         rows = jnp.zeros((batch, 1), jnp.int32), jnp.ones(batch, jnp.int32)
@@ -67,27 +90,32 @@ def compile_step(vocab_size: int, batch: int, topology: str = "v5e:2x2") -> dict
             config=config.program(),
         )
         keys, budget = jax.random.split(key, batch), jnp.full(batch, 64)
-        return first_state(request, keys, *rows, budget, capacity), request
+        return first_state(request, keys, *rows, budget, capacity=1024), request
 
-    arguments = jax.eval_shape(first, jax.random.key(0), target, draft)
-    arguments = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments
+    arguments = _placed(jax.eval_shape(first, jax.random.key(0), target, draft))
+    return jax.jit(decode_step, donate_argnums=0).lower(*arguments).compile()
+
+
+def _race(config: gr.SpeculativeConfig, batch: int):
+    """The race of one layer, compiled: each body once, so one iteration or more."""
+    rule, size = config.verifier, (batch, config.num_drafts, config.draft_top_k)
+    solver = ProjectedNewton(maxiter=rule.maxiter, tol=rule.tol)
+
+    def solve(target, q, counts):
+        return solve_layer(target, SingleDrafts(q), counts, solver)
+
+    rows = jax.ShapeDtypeStruct(size, jnp.float32)
+    counts = jax.ShapeDtypeStruct(size[:2], jnp.int32)
+    return jax.jit(jax.vmap(solve)).lower(*_placed((rows, rows, counts))).compile()
+
+
+def _placed(shapes):
+    """The same shapes, on a TPU."""
+    devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
+    place = jax.sharding.SingleDeviceSharding(devices[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
     )
-    start = time.perf_counter()
-    compiled = jax.jit(decode_step, donate_argnums=0).lower(*arguments).compile()
-    seconds = time.perf_counter() - start
-    cost, levels = compiled.cost_analysis(), config.token_tree.depth + 1
-    return {
-        "step": "default, model calls apart",
-        "vocab_size": vocab_size,
-        "batch": batch,
-        "flops": cost["flops"],
-        "bytes_accessed": cost["bytes accessed"],
-        "at_most_flops": levels * cost["flops"],
-        "at_most_bytes_accessed": levels * cost["bytes accessed"],
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "compile_seconds": round(seconds, 1),
-    }
 
 
 def free_model(vocab_size: int) -> gr.Model:

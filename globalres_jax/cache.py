@@ -42,13 +42,10 @@ class KVCache(NamedTuple):
     def keep_path(self, base: Array, nodes: Array, count: Array) -> KVCache:
         """Moves a path of a token tree behind its root, see `base.Cache`."""
         source = base[:, None] + nodes
-        target = base[:, None] + 1 + jnp.arange(nodes.shape[1])[None, :]
 
         def move(slots: Array) -> Array:
-            def row(slots_of_row: Array, src: Array, dst: Array) -> Array:
-                return slots_of_row.at[dst].set(slots_of_row[src], mode="drop")
-
-            return jax.vmap(row)(slots, source, target)
+            path = jax.vmap(lambda row, places: row[places])(slots, source)
+            return append(slots, base + 1, path)
 
         keys, values, positions = jax.tree.map(
             move, (self.keys, self.values, self.positions)
@@ -74,13 +71,18 @@ def init_cache(
     return KVCache(layers(), layers(), positions, jnp.zeros(batch, jnp.int32))
 
 
-def append_slots(length: Array, num_tokens: int, capacity: int) -> Array:
-    """Slots [B, num_tokens] that the next tokens of each row go to.
+def append(rows: Array, start: Array, new: Array) -> Array:
+    """Writes `new [B, L, ...]` into `rows [B, S, ...]` from slots `start [B]` on.
 
-    A slot before the start of the row becomes `capacity`, which scatters drop.
+    `start` is in 0..S - L.
     """
-    slots = length[:, None] + jnp.arange(num_tokens)[None, :]
-    return jnp.where(slots < 0, capacity, slots)
+    if len(rows) == 1:
+        # One piece of memory, where many rows are a scatter, which XLA compiles anew
+        # for every layer of a model.
+        return jax.lax.dynamic_update_slice_in_dim(
+            rows, new.astype(rows.dtype), start[0], axis=1
+        )
+    return write_slots(rows, start[:, None] + jnp.arange(new.shape[1])[None, :], new)
 
 
 def emitted_slots(emitted: Emitted, length: Array, capacity: int) -> Array:

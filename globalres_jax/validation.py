@@ -7,6 +7,8 @@ distribution.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,14 @@ def is_concrete(*values) -> bool:
         return value.is_fully_addressable or value.is_fully_replicated
 
     return all(map(is_here, values))
+
+
+def as_array(values: Any) -> Array | np.ndarray:
+    """An array of JAX as it is, or of what `jit` traces; else one on the host."""
+    if isinstance(values, jax.Array):
+        return values
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+    return jnp.asarray(values) if traced else np.asarray(values)
 
 
 def as_distribution(

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from globalres_jax.base import Array, Params
-from globalres_jax.cache import KVCache, append_slots, init_cache, write_slots
+from globalres_jax.cache import KVCache, append, init_cache
 from globalres_jax.models.layers import (
     AttentionShape,
     Drop,
@@ -78,9 +78,8 @@ class Decoder(nnx.Module):
 
         `drop` is what every block's output goes through, dropout in training.
         """
-        slots = append_slots(cache.length, tokens.shape[1], cache.capacity)
-        places = write_slots(cache.positions, slots, positions)
-        step = Step(positions, slots, places, mask, drop)
+        places = append(cache.positions, cache.length, positions)
+        step = Step(positions, cache.length, places, mask, drop)
         x = self.embedding(tokens)
         if self.config.embedding_scale is not None:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)

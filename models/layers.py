@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from globalres_jax.base import Array
-from globalres_jax.cache import write_slots
+from globalres_jax.cache import append
 from globalres_jax.models.rope import Rope, rotate
 
 
@@ -213,8 +213,8 @@ class Attention(nnx.Module):
         frequencies = self.layer.rope.frequencies(shape.head_dim)
         query = rotate(query, step.positions, frequencies)
         key = rotate(key, step.positions, frequencies)
-        keys = write_slots(keys, step.slots, key)
-        values = write_slots(values, step.slots, self.value(x).reshape(heads))
+        keys = append(keys, step.start, key)
+        values = append(values, step.start, self.value(x).reshape(heads))
         mask = step.mask
         if self.layer.window is not None:
             ago = step.positions[:, :, None] - step.slot_positions[:, None, :]
@@ -229,14 +229,14 @@ class Step:
 
     Attributes:
       positions: [B, L] place in the text.
-      slots: [B, L] cache slot.
+      start: [B] cache slot of the first token of each row; the others follow.
       slot_positions: [B, S] place in the text of what each slot holds.
       mask: [B, L, S] slots that each token may look at.
       drop: what the output of attention and MLP goes through: dropout in training.
     """
 
     positions: Array
-    slots: Array
+    start: Array
     slot_positions: Array
     mask: Array
     drop: Drop = keep

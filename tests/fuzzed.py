@@ -106,7 +106,7 @@ def solved(name: str, n: int, given: Problems) -> Found:
     count = len(given.p)
     # Some problems twice, so that any number of them run as one program.
     rows = np.arange(-(-count // 40) * 40) % count
-    parts = (jax.tree.map(lambda x: x[some], given) for some in rows.reshape(-1, 40))
+    parts = [Problems(*(x[some] for x in given)) for some in rows.reshape(-1, 40)]
     parts = [jax.tree.map(np.asarray, _program(name, n)(part)) for part in parts]
     return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
 

@@ -6,10 +6,9 @@ by `jnp.asarray`, is a small program for each new size, and compiled.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
@@ -56,14 +55,6 @@ def bucket_sizes(config: SpeculativeConfig, width: int, room: int) -> Sizes:
     if config.cache_length is None:
         capacity = config.capacity(wide, roomy)
     return Sizes(min(wide, capacity), roomy, capacity)
-
-
-def as_array(values: Any) -> Array | np.ndarray:
-    """An array of JAX as it is, or of what `jit` traces; else one on the host."""
-    if isinstance(values, jax.Array):
-        return values
-    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
-    return jnp.asarray(values) if traced else np.asarray(values)
 
 
 def pad_prompts(prompts: Array | np.ndarray, width: int) -> Array:

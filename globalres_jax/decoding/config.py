@@ -14,11 +14,15 @@ from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.draft_laws import IID
 from globalres_jax.numerics.largest import nearly_largest
 from globalres_jax.tree import TokenTree, paths
-from globalres_jax.tree_verifiers import as_tree_verifier
-from globalres_jax.verifiers import GlobalResolution
+from globalres_jax.tree_verifiers import LayerResolution, as_tree_verifier
 
 #: `law(probs [V], num_drafts, max_support=...)`: the class of a law, or a function.
 LawMaker = Callable[..., Any]
+
+
+#: Drafted paths where nodes are cheap: with the default length and the root, 16 nodes,
+#: a size that matrix units like.
+_PATHS = 3
 
 
 @jax.tree_util.register_static
@@ -27,14 +31,16 @@ class SpeculativeConfig:
     """Options of `generate`. Frozen and hashable.
 
     Attributes:
-      num_drafts: number of drafted paths.
+      num_drafts: number of drafted paths. If None, 1 on a CPU, which pays for every
+        drafted token, and 3 elsewhere.
       draft_length: tokens on each path; 0 is plain decoding.
       tree: shape of the token tree; `paths(num_drafts, draft_length)` if None. Where
         it is given, it alone counts.
       law: draft law of the children of a node, `law(probs, num_drafts,
         max_support=...)`: one for all levels, or a tuple with one for each. Paths of
         `IID` drafts that spell the same text are merged.
-      verifier: a single-position rule, or a rule for whole trees.
+      verifier: a rule for whole trees, or one for single positions. The default accepts
+        the longest runs; of one path it makes block verification.
       temperature, top_k, top_p, min_p: sampling options, for target and draft alike,
         applied in this order; temperature 0 is greedy. Data to the compiled program,
         and `generate` takes `SamplingOptions` for each row instead.
@@ -44,18 +50,19 @@ class SpeculativeConfig:
       cache_length: slots of the key/value caches; what is needed if None.
       pad_id: fills `Generation.tokens` after the end of a row.
       measure_optimum: whether to compute and count what the optimal rule would accept.
-        `GlobalResolution` counts it anyway, from its plans.
+        `GlobalResolution` counts it anyway, from its plans. Rules for whole trees are
+        not bound by it: the longest run is not the best rule at each position.
 
     Raises:
       ValueError, TypeError: an option out of range, or a rule that does not serve a
         law of the tree.
     """
 
-    num_drafts: int = 4
-    draft_length: int = 4
+    num_drafts: int | None = None
+    draft_length: int = 5
     tree: TokenTree | None = None
     law: LawMaker | tuple[LawMaker, ...] = IID
-    verifier: Verifier | TreeVerifier = GlobalResolution()
+    verifier: Verifier | TreeVerifier = LayerResolution()
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -66,6 +73,9 @@ class SpeculativeConfig:
     measure_optimum: bool = False
 
     def __post_init__(self):
+        if self.num_drafts is None:
+            number = 1 if jax.default_backend() == "cpu" else _PATHS
+            object.__setattr__(self, "num_drafts", number)
         _ = self.sampling  # checks the options
         if self.num_drafts < 1:
             raise ValueError(f"num_drafts: must be at least 1, got {self.num_drafts}")
@@ -81,7 +91,10 @@ class SpeculativeConfig:
                 f"law: {len(self.law)} laws for a tree of {depth} levels; give one for "
                 "each level, or one for all"
             )
-        self.tree_verifier.check(self.token_tree, self._sample_laws())
+        # Traced and not run, so that nothing is compiled.
+        jax.eval_shape(
+            lambda: self.tree_verifier.check(self.token_tree, self._sample_laws())
+        )
 
     @property
     def token_tree(self) -> TokenTree:
@@ -112,7 +125,7 @@ class SpeculativeConfig:
     def plain(self) -> SpeculativeConfig:
         """The same sampling options, one token a step, no drafts."""
         return dataclasses.replace(
-            self, tree=TokenTree((-1,)), law=IID, verifier=GlobalResolution()
+            self, tree=TokenTree((-1,)), law=IID, verifier=LayerResolution()
         )
 
     def program(self) -> SpeculativeConfig:

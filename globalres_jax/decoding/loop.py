@@ -17,7 +17,6 @@ import numpy as np
 from globalres_jax.base import Array, Drafter, Model, Params
 from globalres_jax.decoding.buckets import (
     Sizes,
-    as_array,
     bucket_sizes,
     first_columns,
     pad_prompts,
@@ -41,7 +40,7 @@ from globalres_jax.decoding.step import (
 from globalres_jax.drafters import NoDrafts, as_drafter
 from globalres_jax.numerics.rows import on_platform
 from globalres_jax.sharding import gather, mesh_of, place_rows
-from globalres_jax.validation import is_concrete
+from globalres_jax.validation import as_array, is_concrete
 
 
 class Generation(NamedTuple):
@@ -171,7 +170,7 @@ def _as_program(
     else:
         sizes = Sizes(width, room, config.capacity(width, room))
     if jnp.ndim(key) == 0:
-        key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+        key = _keys_of_rows(key, np.arange(batch, dtype=np.int32))
     ends = end_tokens(target.eos_id if eos_id is None else eos_id, batch)
     mesh = mesh_of(target.params)
     rows = place_rows(
@@ -193,6 +192,11 @@ def _as_program(
         "platform": _platform_of(target.params),
     }
     return Program((target, drafter, *rows), static, room)
+
+
+@jax.jit
+def _keys_of_rows(key: Array, rows: Array) -> Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
 def _platform_of(params: Params) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, Walk
@@ -63,6 +64,26 @@ class Metrics(NamedTuple):
         """
         reached = jnp.sum(self.reached_per_position, axis=1)
         return self.optimum_sum / jnp.maximum(reached, 1)
+
+
+#: What `described` gives.
+_NAMES = (
+    "mean_acceptance_length",
+    "acceptance_rate",
+    "optimal_acceptance_rate",
+    "draft_acceptance_rate",
+    "per_position_acceptance_rate",
+    "acceptance_histogram",
+    "num_spec_steps",
+    "num_draft_tokens",
+    "num_accepted_draft_tokens",
+)
+
+
+@jax.jit
+def described(metrics: Metrics) -> dict[str, Array]:
+    """Counts and rates by name, each [B] or [B, ...]: one program for all of them."""
+    return {name: getattr(metrics, name) for name in _NAMES}
 
 
 def empty_metrics(batch: int, depth: int) -> Metrics:

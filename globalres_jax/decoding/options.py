@@ -11,7 +11,7 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.transforms import check_filters, probabilities
-from globalres_jax.validation import is_concrete
+from globalres_jax.validation import as_array, is_concrete
 
 
 @jax.tree_util.register_dataclass
@@ -72,13 +72,15 @@ class SamplingOptions:
             value = getattr(self, name)
             if value is None:
                 return None
-            array = jnp.asarray(value, dtype)
+            array = as_array(value).astype(dtype)
+            # For numbers on the host no program is made.
+            xp = jnp if isinstance(array, jax.Array) else np
             if array.shape not in ((), (batch,)):
                 raise ValueError(
                     f"{name}: expected a number or {batch}, one for each row, got "
                     f"shape {array.shape}"
                 )
-            return jnp.broadcast_to(array, (batch,))
+            return jnp.asarray(xp.broadcast_to(array, (batch,)))
 
         return dataclasses.replace(
             self,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.validation import is_concrete
+from globalres_jax.validation import as_array, is_concrete
 
 
 def check_prompts(prompts: Array, lengths: Array, vocab_size: int) -> int:
@@ -60,7 +61,7 @@ def check_room(max_new_tokens: int | Sequence[int], batch: int) -> tuple[Array, 
     if caps.min(initial=1) < 1:
         raise ValueError(f"max_new_tokens: must be at least 1, got {caps.min()}")
     caps = np.broadcast_to(caps, (batch,)).astype(np.int32)
-    return jnp.asarray(caps), int(caps.max(initial=1))
+    return jax.device_put(caps), int(caps.max(initial=1))
 
 
 def check_context(lengths: Array, caps: Array, context_length: int | None) -> None:
@@ -91,7 +92,10 @@ def check_context(lengths: Array, caps: Array, context_length: int | None) -> No
 
 def end_tokens(eos_id: int | Sequence[int] | Array | None, batch: int) -> Array:
     """[B, E] tokens that end each row, -1 for none."""
-    ends = jnp.asarray([] if eos_id is None else eos_id, jnp.int32)
+    ends = as_array([] if eos_id is None else eos_id)
+    # For numbers on the host no program is made.
+    xp = jnp if isinstance(ends, jax.Array) else np
+    ends = ends.astype(np.int32)
     if ends.ndim == 2 and len(ends) == batch:
         return ends
     if ends.ndim > 1:
@@ -99,5 +103,5 @@ def end_tokens(eos_id: int | Sequence[int] | Array | None, batch: int) -> Array:
             f"eos_id: expected a token, several, or shape [{batch}, E], got shape "
             f"{ends.shape}"
         )
-    ends = jnp.atleast_1d(ends) if ends.size else jnp.full(1, -1, jnp.int32)
-    return jnp.broadcast_to(ends[None], (batch, len(ends)))
+    ends = xp.atleast_1d(ends) if ends.size else xp.full(1, -1, xp.int32)
+    return jnp.asarray(xp.broadcast_to(ends[None], (batch, len(ends))))

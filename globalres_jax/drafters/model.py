@@ -145,18 +145,24 @@ class ModelDrafter:
         )
 
     def _read_root(self, state: ModelState) -> tuple[Array, Cache]:
-        """Logits [B, 1, V] after the root."""
-        base, capacity = state.cache.length, state.cache.capacity
-        rows = jnp.stack([jnp.zeros_like(base), jnp.ones_like(base)], axis=1)
-        place = base[:, None] - 1 + rows
+        """Logits [B, 1, V] after the root.
+
+        The root lies in slot `base`, behind `previous`. A text of one token has no
+        `previous`: there the root lies in slots 0 and 1, and its copy sees itself.
+        """
+        base, slots = state.cache.length[:, None], jnp.arange(state.cache.capacity)
+        first = base == 0
+        start, both = jnp.maximum(base - 1, 0), jnp.arange(2)[None, :]
+        mask = slots[None, None, :] <= (start + both)[:, :, None]
+        alone = jnp.broadcast_to(slots[None, :] == both.T, mask.shape[1:])[None]
         logits, cache = self.model.apply(
             self.model.params,
             jnp.stack([state.previous, state.root], axis=1),
-            jnp.maximum(place, 0),
-            state.cache.with_length(base - 1),
-            jnp.arange(capacity)[None, None, :] <= place[:, :, None],
+            jnp.where(first, 0, start + both),
+            state.cache.with_length(start[:, 0]),
+            jnp.where(first[:, :, None], alone, mask),
         )
-        return logits[:, 1:], cache
+        return logits[:, 1:], cache.with_length(base[:, 0] + 1)
 
 
 def _runs(tree: TokenTree, policy: DraftPolicy) -> list[tuple[int, ...]]:

@@ -82,9 +82,13 @@ def _levels(probs: Array) -> list[Array]:
 
 def _descend(levels: list[Array], numbers: Array) -> Array:
     """The token that one uniform number a level leads to."""
+    # Numbers come as multiples of eps; those that no level needs fill the gaps.
+    spare = UNIFORMS - len(levels)
+    finer = numbers[::-1][:spare] * jnp.finfo(numbers.dtype).eps
     group = jnp.zeros((), jnp.int32)
     for depth, level in enumerate(reversed(levels)):
-        group = group * _GROUP + _invert(numbers[depth], level[group])
+        uniform = numbers[depth] + (finer[depth] if depth < spare else 0)
+        group = group * _GROUP + _invert(uniform, level[group])
     return group
 
 
@@ -93,8 +97,9 @@ def _invert(uniform: Array, mass: Array) -> Array:
     # By a triangle of ones, which compiles faster than XLA's cumulative sum.
     cumulative = product(mass, np.tri(len(mass), dtype=mass.dtype).T)
     # Rounding must lead to no place without mass, and not past the last that has some.
-    has_mass = mass > 0
-    passed = has_mass & (cumulative > uniform * cumulative[-1])
-    last = len(mass) - 1 - jnp.argmax(has_mass[::-1])
-    found = jnp.where(jnp.any(passed), jnp.argmax(passed), last)
-    return jnp.where(jnp.any(has_mass), found, 0).astype(jnp.int32)
+    # So: the first place that is passed, else the last with mass, else 0, as the
+    # largest of one number each.
+    place, size = jnp.arange(len(mass), dtype=jnp.int32), len(mass)
+    rank = jnp.where(cumulative > uniform * cumulative[-1], 2 * size - place, place + 1)
+    best = jnp.max(jnp.where(mass > 0, rank, 0))
+    return jnp.where(best > size, 2 * size - best, jnp.maximum(best - 1, 0))

@@ -35,7 +35,11 @@ class LayerSolution(NamedTuple):
 
 
 def solve_layer(
-    target: Array, drafts: LayerDrafts, counts: Array, solver: ProjectedNewton
+    target: Array,
+    drafts: LayerDrafts,
+    counts: Array,
+    solver: ProjectedNewton,
+    one_at_most: bool = False,
 ) -> LayerSolution:
     """The race of a layer, solved; lossless however far the solver came.
 
@@ -44,6 +48,8 @@ def solve_layer(
       drafts: a sample of each node; all samples are independent.
       counts: [m] integer, samples of each node; 0 for a node that has none.
       solver: `ProjectedNewton(...)`.
+      one_at_most: whether the layer has no more than one draft, whatever the counts:
+        then nothing else is compiled.
     """
     served = (drafts.q > 0) & (counts > 0)[:, None]
     target = jnp.where(served, target, 0)
@@ -61,6 +67,8 @@ def solve_layer(
         race = LayerRace(target.reshape(-1), drafts, number, missing)
         return _raced(race, solver)
 
+    if one_at_most:
+        return one_draft()
     return jax.lax.cond(drafts.size * jnp.sum(counts) > 1, several, one_draft)
 
 

@@ -124,7 +124,7 @@ def most_joined(tree: TokenTree) -> int:
 def law_to_check(tree: TokenTree, law: DraftLaw) -> DraftLaw:
     """A law like those of `junctions`: of the same type, with as many drafts."""
     most = most_joined(tree)
-    return law.joined(jnp.asarray(most), most) if law.joins else law
+    return law.joined(np.asarray(most), most) if law.joins else law
 
 
 def representative(tree: TokenTree, drafts: Drafts, token: Array) -> Array:

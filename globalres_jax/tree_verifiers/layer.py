@@ -169,14 +169,14 @@ class LayerResolution:
         if all(law.joins for law in laws):
 
             def descend(weight: Array, layer: Layers):
-                return self._descend(layer, SingleDrafts(layer.q), weight)
+                return self._descend(tree, layer, SingleDrafts(layer.q), weight)
 
             last, flow = jax.lax.scan(descend, start, drafted)
         else:
             last, levels = start, []
             for group, law in zip(tree.groups, laws, strict=True):
                 layer = jax.tree.map(lambda x, at=group.level: x[at], drafted)
-                last, found = self._descend_by(group, law, layer, last)
+                last, found = self._descend_by(tree, group, law, layer, last)
                 levels.append(found)
             flow = jax.tree.map(lambda *x: jnp.stack(x), *levels)
         return flow._replace(
@@ -185,13 +185,14 @@ class LayerResolution:
         )
 
     def _descend(
-        self, layer: Layers, drafts: LayerDrafts, weight: Array
+        self, tree: TokenTree, layer: Layers, drafts: LayerDrafts, weight: Array
     ) -> tuple[Array, _Flow]:
         """Weights [W] of the next layer, and this layer's part of the flow."""
         own = weight[: len(layer.counts)]
         target = own[:, None] * layer.p
         solver = ProjectedNewton(maxiter=self.maxiter, tol=self.tol)
-        solution = solve_layer(target, drafts, layer.counts, solver)
+        is_path = tree.num_nodes == tree.depth + 1
+        solution = solve_layer(target, drafts, layer.counts, solver, is_path)
         rest = jnp.maximum(target - solution.pick, 0)
         kept = own * layer.beyond + blockwise_sum(rest)
         left = weight.at[: len(own)].set(kept)
@@ -200,7 +201,12 @@ class LayerResolution:
         return self._next(layer, target, solution), flow
 
     def _descend_by(
-        self, group: SiblingGroup, law: DraftLaw, layer: Layers, weight: Array
+        self,
+        tree: TokenTree,
+        group: SiblingGroup,
+        law: DraftLaw,
+        layer: Layers,
+        weight: Array,
     ) -> tuple[Array, _Flow]:
         """`_descend` where all nodes of a level that have drafts have the same law."""
         most, (count, size) = layer.p.shape, (len(group.nodes), law.first.shape[-1])
@@ -210,7 +216,7 @@ class LayerResolution:
             p=layer.p[:count, :size],
             beyond=layer.beyond[:count],
         )
-        last, flow = self._descend(own, sampled_sets(law), weight)
+        last, flow = self._descend(tree, own, sampled_sets(law), weight)
         beyond = [(0, m - n) for m, n in zip(most, (count, size), strict=True)]
         return last, flow._replace(rest=jnp.pad(flow.rest, beyond))
 

@@ -18,6 +18,7 @@ from globalres_jax.base import Model
 from globalres_jax.decoding import loop, step
 from globalres_jax.decoding.request import end_tokens
 from globalres_jax.verifiers import (
+    GlobalResolution,
     GreedyDraft,
     RecursiveRejection,
     SingleDraft,
@@ -70,7 +71,10 @@ FIVE_SIGMA = 5.7e-7
 
 CONFIGS = {
     "global": gr.SpeculativeConfig(
-        num_drafts=2, draft_length=2, temperature=TEMPERATURE
+        num_drafts=2,
+        draft_length=2,
+        temperature=TEMPERATURE,
+        verifier=GlobalResolution(),
     ),
     "recursive": gr.SpeculativeConfig(
         num_drafts=3,
@@ -394,10 +398,12 @@ def test_bad_requests_of_text_are_named(pair):
     with pytest.raises(ValueError, match="num_drafts: must be at least 1, got 0"):
         gr.SpeculativeConfig(num_drafts=0)
     with pytest.raises(ValueError, match="SingleDraft verifies 1 draft, got 4"):
-        gr.SpeculativeConfig(verifier=SingleDraft())
+        gr.SpeculativeConfig(num_drafts=4, verifier=SingleDraft())
     with pytest.raises(TypeError, match=r"KSeq serves IID.*got WithoutReplacement"):
-        gr.SpeculativeConfig(verifier=gr.verifiers.KSeq(), law=gr.WithoutReplacement)
-    with pytest.raises(ValueError, match="law: 1 laws for a tree of 4 levels"):
+        gr.SpeculativeConfig(
+            num_drafts=2, verifier=gr.verifiers.KSeq(), law=gr.WithoutReplacement
+        )
+    with pytest.raises(ValueError, match="law: 1 laws for a tree of 5 levels"):
         gr.SpeculativeConfig(law=(gr.IID,))
     with pytest.raises(ValueError, match="draft: None drafts nothing, got a tree"):
         gr.drafters.NoDrafts().check(gr.tree.chain(2), 5)
