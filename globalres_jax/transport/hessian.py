@@ -16,7 +16,7 @@ from globalres_jax.base import Array
 from globalres_jax.numerics.sums import product
 
 #: Sweeps towards factors with the right sums, and how far a token may outweigh all.
-_SWEEPS = 2
+_SWEEPS = 6
 _LEAST_SHARE = 1e-3
 
 
