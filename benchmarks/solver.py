@@ -1,6 +1,7 @@
 """Every solver of the transport problem on real logits, in one table.
 
     python benchmarks/solver.py [--logits FILE.npz] [--out FOLDER]
+    python benchmarks/solver.py --different-drafts
 
 Drafts are restricted to the top k tokens of the draft model; the target is the whole
 distribution. Times are per problem, from p and q on the k tokens to the solution, after
@@ -296,6 +297,43 @@ def scaling() -> list[dict]:
     return rows
 
 
+def different_drafts(target, draft) -> list[dict]:
+    """Drafts without replacement: time, and how far the certificate is from tight.
+
+    Each size of problem is compiled anew, which is timed, too.
+    """
+    rows = []
+    for top_k, n in ((32, 2), (256, 2), (32, 3), (32, 4), (64, 4), (256, 4)):
+        p, q = problems_of(target, draft, top_k)
+
+        def solve(p, q, n=n):
+            return gr.solve_transport(p, gr.WithoutReplacement(q, n))
+
+        lowered = jax.jit(solve).lower(p[0], q[0])
+        begin = time.perf_counter()
+        compiled = lowered.compile()
+        compile_s = time.perf_counter() - begin
+        calls = [
+            call_seconds(compiled, *pair, repeats=5) for pair in zip(p, q, strict=True)
+        ]
+        seconds = np.stack([seconds for _, seconds in calls])
+        plans = [plan for plan, _ in calls]
+        rows.append(
+            {
+                "top_k": top_k,
+                "n": n,
+                "compile_s": compile_s,
+                "median_ms": 1e3 * float(np.median(seconds)),
+                "p90_ms": 1e3 * float(np.percentile(seconds, 90)),
+                "fastest_ms": 1e3 * float(np.mean(seconds.min(axis=1))),
+                "iterations": float(np.mean([plan.iterations for plan in plans])),
+                "largest_gap": float(np.max([plan.gap for plan in plans])),
+                "solved": float(np.mean([plan.converged for plan in plans])),
+            }
+        )
+    return rows
+
+
 def rows_table(title: str, rows: list[dict]) -> str:
     names = list(rows[0])
     lines = [f"\n{title}\n", "| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
@@ -346,6 +384,11 @@ def main() -> None:
         action="store_true",
         help="run each call in the calling thread, not in one that must be woken",
     )
+    parser.add_argument(
+        "--different-drafts",
+        action="store_true",
+        help="only the table of drafts without replacement",
+    )
     parser.add_argument("--out", type=Path, help="folder for solver.{md,json,png}")
     args = parser.parse_args()
     jax.config.update("jax_cpu_enable_async_dispatch", not args.synchronous)
@@ -353,6 +396,10 @@ def main() -> None:
     # As many devices as cores, for the batches; all else runs on the first.
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     target, draft = logits_pair(args.logits, args.rows)
+    if args.different_drafts:
+        title = "Drafts without replacement"
+        print(rows_table(title, different_drafts(target, draft)))
+        return
     cells = table(target, draft, args)
     batched = [
         row

@@ -1,125 +1,213 @@
 """Sampling without replacement as a race of exponential clocks.
 
 Token i rings at an exponential time of rate q_i; the first n that ring are the drafts.
-With g = exp(-q tau), f = 1 - g, e = exp(-u), the n-th rings at tau with density
+With g = exp(-q tau), f = 1 - g, e = exp(-u) and r = f / g, the n-th rings at tau with
+density, weighted by exp(-sum u),
 
-    sum_i q_i g_i e_i [z^(n-1)] prod_{j != i} (g_j + z f_j e_j)
+    [z^n] sum_i z q_i g_i e_i prod_{j != i} (g_j + z f_j e_j)
+        = [z^n] P(z) sum_i z q_i e_i / (1 + z r_i e_i),  P = prod_j (g_j + z f_j e_j)
 
-weighted by exp(-sum u). The sum over i is the part linear in d of the product of
-g_j + z f_j e_j + d q_j g_j e_j, so one product of polynomials, truncated at z^n, gives
-all. Every term is positive: power sums would cancel.
+The few likeliest tokens are multiplied out one by one. Of all others log P and the sum
+are power series in z, whose coefficients are sums of (r e)^l over tokens: products of a
+matrix over the points u with one over the times. Their terms alternate, but what they
+cancel is no larger than what the likeliest tokens contribute, so that rounding stays
+relative to the whole.
 """
 
 from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
-from globalres_jax.numerics.sums import blockwise_sum
+from globalres_jax.numerics.sums import blockwise_sum, mass_beyond, product
+
+#: So many tokens more than drafts are multiplied out.
+_BEYOND_DRAFTS = 4
+#: Rates relative to that of the n-th ring, beyond which a token has rung for certain.
+_CERTAIN = 1e30
+#: Chance that the n-th ring is before the first node or after the last one, and nodes.
+_CUT = {jnp.dtype("float32"): 3e-8, jnp.dtype("float64"): 1e-14}
+_NODES = {jnp.dtype("float32"): 40, jnp.dtype("float64"): 120}
 
 
-def times(q: Array, num_drafts: int) -> tuple[Array, Array]:
-    """Nodes tau [T] and weights [T] for integrals over the time of the n-th ring.
+class Clocks(NamedTuple):
+    """The clocks of one law, in units of the mass beyond its n - 1 likeliest tokens.
 
-    The trapezoid rule in log tau. The n-th ring is not later than an exponential
-    time of rate 1 - (mass of the n - 1 heaviest tokens).
+    Attributes:
+      rates: [k] of the tokens.
+      heavy: [m] the likeliest tokens, in order; at least n - 1.
+      lacking: [] bool, fewer than n tokens can ring: rates mean nothing.
+      nodes: [U] times at which integrals over that of the n-th ring are summed.
+      weights: [U] of the nodes.
     """
-    count, low, top = (96, -12.0, 3.2) if q.dtype == jnp.float32 else (256, -18.0, 3.7)
-    heaviest = jax.lax.top_k(q, min(num_drafts - 1, q.shape[-1]))[1]
-    rest = blockwise_sum(q.at[heaviest].set(0))
-    high = top - jnp.log(jnp.maximum(rest, 1e-30))
-    step = (high - low) / (count - 1)
-    nodes = jnp.exp(low + step * jnp.arange(count, dtype=q.dtype))
-    weights = step * nodes
-    # Below the first node integrands fall at least like tau.
-    return nodes, weights.at[0].divide(-jnp.expm1(-step))
+
+    rates: Array
+    heavy: Array
+    lacking: Array
+    nodes: Array
+    weights: Array
+
+
+def clocks(q: Array, num_drafts: int) -> Clocks:
+    """The clocks of n draws without replacement from `q [k]`, n at most k.
+
+    The times are those of a trapezoid rule in the logarithm, from where the n-th has
+    hardly rung to where it has rung almost surely. With R_m the mass beyond the n - m
+    likeliest tokens, of which m must ring, the chance that the n-th has rung at tau is
+    at most (R_m tau)^m / m!, for every m; and that it has not, at most that of fewer
+    than n events of a Poisson process of rate R_1.
+    """
+    known = jax.lax.stop_gradient(q)
+    count = min(num_drafts + _BEYOND_DRAFTS, q.shape[0])
+    mass, heavy = jax.lax.top_k(known, count)
+    rest = blockwise_sum(known.at[heavy[: num_drafts - 1]].set(0))
+    lacking = rest <= 0
+    unit = jnp.where(lacking, 1, rest)
+
+    cut = _CUT[q.dtype]
+    beyond = unit + jnp.cumsum(jnp.append(0, mass[: num_drafts - 1][::-1]))
+    orders = range(1, num_drafts + 1)
+    first = [(math.log(cut) + math.lgamma(m + 1)) / m for m in orders]
+    ratio = jnp.maximum(unit / beyond, cut)
+    low = jnp.max(jnp.asarray(first, q.dtype) + jnp.log(ratio))
+    high = math.log(_last_event(num_drafts, cut))
+    step = (high - low) / (_NODES[q.dtype] - 1)
+    nodes = jnp.exp(low + step * jnp.arange(_NODES[q.dtype], dtype=q.dtype))
+    rates = jnp.minimum(q / unit, _CERTAIN)
+    return Clocks(rates, heavy, lacking, nodes, step * nodes)
 
 
 def laplace(q: Array, num_drafts: int, survive: Array) -> tuple[Array, Array]:
-    """L [S] and E[N_i Z] [S, V] at the points u = -log(survive [S, V]).
+    """L [S] and E[N_i Z] [S, k] at the points u = -log(survive [S, k]).
 
     Where fewer than n tokens have probability above zero, all of them are drafted.
+
+    Args:
+      q: [k] probabilities.
+      num_drafts: n, at most k.
+      survive: [S, k] e.
     """
-    nodes, weights = times(q, num_drafts)
+    rates, heavy, lacking, nodes, weights = clocks(q, num_drafts)
+    first = heavy[: num_drafts - 1]
+    drafted = (q[first] > 0)[None]
 
-    def value_at(survive: Array, tau: Array, weight: Array, last: Array) -> Array:
-        silent = jnp.exp(-q * tau)
-        rung = -jnp.expm1(-q * tau)[None] * survive
-        now = (q * silent)[None] * survive
-        state = _product(
-            jnp.broadcast_to(silent[None], survive.shape), rung, now, num_drafts
-        )
-        rings = weight * state[1][..., num_drafts - 1]
-        # What has rung at the end of time, if that is less than n.
-        return rings + jnp.where(last, jnp.sum(state[0], axis=-1), 0)
+    def value_at(survive: Array) -> Array:
+        light = rates.at[heavy].set(0)
+        state = _light_series(light, nodes, survive, num_drafts)
+        ring = _multiplied(state, rates[heavy], nodes, survive[:, heavy].T)
+        everything = jnp.prod(jnp.where(drafted, survive[:, first], 1), axis=1)
+        return jnp.where(lacking, everything, product(ring, weights))
 
-    def at(carry, node):
-        value, back = jax.vjp(lambda e: value_at(e, *node), survive)
-        slope = back(jnp.ones_like(value))[0]
-        return (carry[0] + value, carry[1] + slope), None
-
-    empty = jnp.zeros(survive.shape[0], q.dtype), jnp.zeros_like(survive)
-    last = jnp.arange(len(nodes)) == len(nodes) - 1
-    (value, slope), _ = jax.lax.scan(at, empty, (nodes, weights, last))
-    return value, slope * survive
+    # L(0) = 1: dividing by it takes away most of the error of the grid in tau.
+    points = jnp.concatenate([survive, jnp.ones((1, len(q)), q.dtype)])
+    value, back = jax.vjp(value_at, points)
+    mean = back(jnp.ones_like(value))[0] * points
+    # Where hardly anything survives, rounding decides.
+    value, mean = (jnp.where(x < 0, 0, x) / value[-1] for x in (value, mean))
+    return value[:-1], mean[:-1]
 
 
 def escape(q: Array, num_drafts: int) -> Array:
-    """[V + 1] 1 - Q(H) for the prefixes H of `q [V]`.
+    """[k + 1] 1 - Q(H) for the prefixes H of `q [k]`.
 
-    A token outside H rings before n of H have:
-    int dtau q(out) exp(-q(out) tau) Pr[fewer than n of H have rung by tau].
+    Q(H) is the chance that the n-th token of H rings before any outside: token by
+    token, the product of the module's docstring with e = 1 on H.
     """
-    nodes, weights = times(q, num_drafts)
-    suffix = jnp.cumsum(q[::-1])[::-1]
-    beyond = jnp.append(suffix, 0)
+    rates, _, lacking, nodes, weights = clocks(q, num_drafts)
+    start = jnp.zeros((2, num_drafts, 1, len(nodes)), q.dtype).at[0, 0].set(1)
 
-    def add(counts: Array, chance: Array) -> tuple[Array, Array]:
-        silent, rung = jnp.exp(-chance * nodes), -jnp.expm1(-chance * nodes)
-        shifted = jnp.pad(counts, ((0, 0), (1, 0)))[:, :-1]
-        counts = silent[:, None] * counts + rung[:, None] * shifted
-        return counts, jnp.sum(counts, axis=1)
+    def add(state: Array, rate: Array) -> tuple[Array, Array]:
+        state = _with_token(state, rate, nodes, jnp.ones((1, 1), q.dtype))
+        return state, state[1, -1, 0]
 
-    start = jnp.zeros((len(nodes), num_drafts), q.dtype).at[:, 0].set(1)
-    _, few = jax.lax.scan(add, start, q)
-    few = jnp.concatenate([jnp.ones((1, len(nodes)), q.dtype), few])
-    density = beyond[:, None] * jnp.exp(-beyond[:, None] * nodes[None])
-    return jnp.clip((density * few) @ weights, 0, 1)
+    _, rings = jax.lax.scan(add, start, rates)
+    outside = mass_beyond(rates)[1:]
+    inside = product(rings * jnp.exp(-outside[:, None] * nodes[None]), weights)
+    inside = inside / jnp.where(lacking, 1, inside[-1])
+    # Where all tokens are drafted, a set must hold them all.
+    inside = jnp.where(lacking, jnp.where(outside > 0, 0, 1), inside)
+    return jnp.clip(1 - jnp.concatenate([jnp.zeros(1, q.dtype), inside]), 0, 1)
 
 
-def _product(
-    silent: Array, rung: Array, now: Array, num_drafts: int
-) -> tuple[Array, Array]:
-    """Product over the tokens of silent + z rung + d now, up to z^(n-1) and d^1.
+def rough_counts(q: Array, num_drafts: int) -> Array:
+    """[k] about the chance that each token is drafted: by when n have rung on average.
 
-    By halves, so that one level of the tree is one array operation.
+    Zero for tokens that cannot be drafted, and for no others.
+    """
+    rates, _, lacking, nodes, _ = clocks(q, num_drafts)
+    rung = -jnp.expm1(-nodes[:, None] * rates[None])
+    when = jnp.argmax(jnp.sum(rung, axis=1) >= num_drafts)
+    chance = jnp.maximum(rung[when], jnp.where(q > 0, jnp.finfo(q.dtype).tiny, 0))
+    return jnp.where(lacking, jnp.where(q > 0, 1, 0).astype(q.dtype), chance)
+
+
+@functools.cache
+def _last_event(num_drafts: int, chance: float) -> float:
+    """Time from which fewer than n events of rate 1 have `chance` or less."""
+    time = float(num_drafts)
+    while True:
+        terms = (
+            math.exp(-time + m * math.log(time) - math.lgamma(m + 1))
+            for m in range(num_drafts)
+        )
+        if sum(terms) <= chance:
+            return time
+        time *= 1.05
+
+
+def _light_series(rates: Array, nodes: Array, survive: Array, num_drafts: int) -> Array:
+    """P and the density of the tokens of `rates [k]`: [2, n, S, U].
+
+    The coefficients of z^0 .. z^(n-1), and of z^1 .. z^n.
+    """
+    odds = jnp.expm1(rates[:, None] * nodes[None])
+    orders = range(num_drafts)
+    left = jnp.stack([survive**m for m in orders])
+    right = jnp.stack([odds**m for m in orders])
+    powers = product(left, right)
+    marks = product(left * survive[None], right * rates[None, :, None])
+
+    silent = jnp.exp(-blockwise_sum(rates) * nodes)
+    plain = [jnp.broadcast_to(silent[None], powers.shape[1:])]
+    for m in orders[1:]:
+        # Newton's identities: m P_m = sum_l (-1)^(l-1) p_l P_(m-l).
+        plain.append(_alternating(powers[1:], plain, m - 1) / m)
+    marked = [_alternating(marks, plain, m) for m in orders]
+    return jnp.stack([*plain, *marked]).reshape(2, *powers.shape)
+
+
+def _alternating(left: Array, right: list[Array], order: int) -> Array:
+    """sum_l (-1)^l left_l right_(order - l)."""
+    return sum(left[m] * right[order - m] * (-1) ** m for m in range(order + 1))
+
+
+def _multiplied(state: Array, rates: Array, nodes: Array, survive: Array) -> Array:
+    """[S, U] density of the n-th ring, after the tokens of `rates [m]` are in, too."""
+
+    def add(state: Array, token: tuple) -> tuple[Array, None]:
+        rate, survive = token
+        return _with_token(state, rate, nodes, survive[:, None]), None
+
+    state, _ = jax.lax.scan(add, state, (rates, survive))
+    return state[1, -1]
+
+
+def _with_token(state: Array, rate: Array, nodes: Array, survive: Array) -> Array:
+    """P and the density with one token more multiplied in.
 
     Args:
-      silent: [S, V].
-      rung: [S, V].
-      now: [S, V].
-      num_drafts: n.
-
-    Returns:
-      Coefficients [S, n] of d^0 and of d^1.
+      state: [2, n, S, U], coefficients of z^0 .. z^(n-1) and of z^1 .. z^n.
+      rate: [].
+      nodes: [U].
+      survive: [S, 1] its e.
     """
-    pad = num_drafts - 2
-    plain = jnp.pad(jnp.stack([silent, rung], axis=-1), ((0, 0), (0, 0), (0, pad)))
-    marked = jnp.pad(now[..., None], ((0, 0), (0, 0), (0, num_drafts - 1)))
-    while plain.shape[1] > 1:
-        if plain.shape[1] % 2:
-            one = jnp.zeros((plain.shape[0], 1, num_drafts), plain.dtype)
-            plain = jnp.concatenate([plain, one.at[..., 0].set(1)], axis=1)
-            marked = jnp.concatenate([marked, one], axis=1)
-        left, right = plain[:, ::2], plain[:, 1::2]
-        marked = _times(marked[:, ::2], right) + _times(left, marked[:, 1::2])
-        plain = _times(left, right)
-    return plain[:, 0], marked[:, 0]
-
-
-def _times(a: Array, b: Array) -> Array:
-    """Product of polynomials [..., n], truncated."""
-    n = a.shape[-1]
-    terms = [sum(a[..., j] * b[..., k - j] for j in range(k + 1)) for k in range(n)]
-    return jnp.stack(terms, axis=-1)
+    silent = jnp.exp(-rate * nodes)[None, None, None]
+    rung = -jnp.expm1(-rate * nodes)[None, None, None] * survive[None, None]
+    shifted = jnp.pad(state, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+    ringing = rate * silent[0] * survive[None] * state[0]
+    return (silent * state + rung * shifted).at[1].add(ringing)

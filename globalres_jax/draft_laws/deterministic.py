@@ -7,7 +7,7 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.draft_laws.closed_form import ClosedForm, fixed_and_one
-from globalres_jax.draft_laws.law import DraftLaw, Moments, no_factors, root_scale
+from globalres_jax.draft_laws.law import DraftLaw, Moments
 from globalres_jax.numerics.top_tokens import top_tokens
 from globalres_jax.validation import is_concrete
 
@@ -79,13 +79,9 @@ class Deterministic(DraftLaw):
         return jnp.all(members).astype(self.dtype)
 
     def moments(self, survive: Array) -> Moments:
-        """Counts are constant, so the second moments are one product."""
+        """All counts are 1."""
         value = jnp.prod(survive, axis=1)
-        mean = jnp.broadcast_to(value[:, None], survive.shape)
-        plus = mean * root_scale(value)[:, None]
-        return Moments(
-            value, mean, jnp.zeros_like(mean), plus[None], no_factors(survive)
-        )
+        return Moments(value, jnp.broadcast_to(value[:, None], survive.shape))
 
     def closed_form(self, p: Array) -> ClosedForm:
         """The optimal race, without a solver."""

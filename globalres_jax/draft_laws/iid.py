@@ -12,9 +12,7 @@ from globalres_jax.draft_laws.law import (
     Moments,
     check_num_drafts,
     checked_row,
-    no_factors,
     ratio_order,
-    root_scale,
     transform,
 )
 from globalres_jax.numerics.categorical import draw_independent
@@ -99,14 +97,10 @@ class IID(DraftLaw):
         return inside**self.num_drafts
 
     def moments(self, survive: Array) -> Moments:
-        """Counts of n multinomial trials with chances q e / phi."""
-        n, q = self.num_drafts, self.token_probs
-        phi = transform(q[None], survive)
-        value = phi**n
-        chance = q[None] * survive * jnp.square(root_scale(phi))[:, None]
-        mean = n * value[:, None] * chance
-        plus = jnp.sqrt(n * (n - 1) * value)[:, None] * chance
-        return Moments(value, mean, mean, plus[None], no_factors(survive))
+        """phi^n, and n phi^(n-1) q e."""
+        n, q = self.num_drafts, self.token_probs[None]
+        phi = transform(q, survive)
+        return Moments(phi**n, n * (phi ** (n - 1))[:, None] * q * survive)
 
     def closed_form(self, p: Array) -> ClosedForm | None:
         """The optimal race for one draft, None where there may be more."""

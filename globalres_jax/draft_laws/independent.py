@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.draft_laws.closed_form import ClosedForm, single_draft
 from globalres_jax.draft_laws.law import (
     DraftLaw,
     Moments,
@@ -27,8 +28,9 @@ class Independent(DraftLaw):
 
     Args:
       probs: [n, V] distributions q_1 .. q_n; rounding in their sums is removed.
-      max_support: k; the law is on the `n k` tokens likeliest in any row, which are
-        all where no row has more than k tokens above zero.
+      max_support: k; the law is on the k likeliest tokens of every row, and on as many
+        more as make `n k` different ones, which are all where no row has more than k
+        tokens above zero.
 
     Raises:
       ValueError: a row is no distribution, or more than `max_support` of its tokens
@@ -36,7 +38,6 @@ class Independent(DraftLaw):
     """
 
     static = ("vocab_size",)
-    prefix_is_optimal = False
 
     def __init__(self, probs: Array, max_support: int | None = None):
         probs = checked_row(probs, max_support, ndim=2)
@@ -49,13 +50,22 @@ class Independent(DraftLaw):
         """Holds the likeliest tokens of all rows together, `max_support` for each."""
         size = min(self.num_drafts * max_support, self.vocab_size)
         if size < self.vocab_size:
-            self.tokens = top_tokens(jnp.max(self.token_probs, axis=0), size)
+            # Each row's own come first, however small they are in it: a row must not
+            # lose all of its tokens to the others.
+            own = jax.vmap(lambda row: top_tokens(row, max_support))(self.token_probs)
+            likeliest = jnp.max(self.token_probs, axis=0)
+            self.tokens = top_tokens(likeliest.at[own.reshape(-1)].add(1), size)
         self.token_probs = normalized(self.take(self.token_probs))
 
     @property
     def num_drafts(self) -> int:
         """Number of drafts n, one of each row."""
         return self.token_probs.shape[-2]
+
+    @property
+    def prefix_is_optimal(self) -> bool:
+        """For one draft alone."""
+        return self.num_drafts == 1
 
     @property
     def first(self) -> Array:
@@ -76,19 +86,18 @@ class Independent(DraftLaw):
         return jnp.prod(jnp.sum(jnp.where(members, self.token_probs, 0), axis=1))
 
     def moments(self, survive: Array) -> Moments:
-        """Covariance diag(sum_j pi_j) - sum_j pi_j pi_j^T, pi_j = q_j e / phi_j."""
+        """The product of all phi_j, and that of all but one times q_j e, summed."""
         q = self.token_probs[:, None]
         phi = transform(q, survive[None])
-        value = jnp.prod(phi, axis=0)
-        # Counts weigh phi or less; the square of what is divided by must not vanish,
-        # or derivatives are not finite.
-        least = jnp.sqrt(jnp.finfo(survive.dtype).tiny)
-        divisor = jnp.where(phi > least, phi, jnp.inf)
-        chance = q * survive[None] / divisor[..., None]
-        minus = jnp.sqrt(jnp.maximum(value, 0))[None, :, None] * chance
-        mean = value[:, None] * jnp.sum(chance, axis=0)
-        plus = jnp.sum(minus, axis=0, keepdims=True)
-        return Moments(value, mean, mean, plus, minus)
+        one = jnp.ones((1, phi.shape[1]), phi.dtype)
+        before = jnp.cumprod(jnp.concatenate([one, phi[:-1]]), axis=0)
+        after = jnp.cumprod(jnp.concatenate([one, phi[:0:-1]]), axis=0)[::-1]
+        each = (before * after)[..., None] * q * survive[None]
+        return Moments(jnp.prod(phi, axis=0), jnp.sum(each, axis=0), each)
+
+    def closed_form(self, p: Array) -> ClosedForm | None:
+        """The optimal race for one draft, None for more."""
+        return single_draft(p, self.token_probs[0]) if self.num_drafts == 1 else None
 
     def subset_order(self, p: Array) -> Array:
         """By mean draft probability over p: a bound, in general no optimum."""

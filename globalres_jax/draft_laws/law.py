@@ -4,7 +4,7 @@ A law holds the k tokens that it can draw and speaks of those alone: of all V wh
 was made from a whole row, of the `max_support` likeliest where that was asked for. It
 can be sampled, and answers the two questions that the optimum depends on: the
 probability that all drafts lie in a set, and the Laplace functional of their multiset,
-L(u) = E exp(-sum_j u[X_j]), with its first two derivatives.
+L(u) = E exp(-sum_j u[X_j]), with its derivative.
 """
 
 from __future__ import annotations
@@ -25,24 +25,20 @@ from globalres_jax.validation import as_distribution, is_concrete
 
 
 class Moments(NamedTuple):
-    """The Laplace functional at S points and moments of the counts N_i it weights.
+    """The Laplace functional at S points, and the mean counts that it weights.
 
-    With Z = exp(-sum_j u[X_j]) and N_i the number of drafts that are token i, the
-    second moments are `E[N_i N_j Z] = diag(diagonal) + plus^T plus - minus^T minus`.
+    With Z = exp(-sum_j u[X_j]) and N_i the number of drafts that are token i.
 
     Attributes:
       value: [S] L = E Z.
       mean: [S, k] E[N_i Z] = -dL/du_i.
-      diagonal: [S, k].
-      plus: [a, S, k].
-      minus: [b, S, k].
+      by_draft: [n, S, k] the same for each draft alone, where drafts are independent of
+        one another; None where they are not, or are all alike.
     """
 
     value: Array
     mean: Array
-    diagonal: Array
-    plus: Array
-    minus: Array
+    by_draft: Array | None = None
 
 
 class DraftLaw:
@@ -54,6 +50,8 @@ class DraftLaw:
       tokens: [k] the tokens that it can draw; None where k = V and they are all, in
         their order.
       token_probs: [k] (or [n, k]) the draft model's probabilities of these tokens.
+      may_lack: whether drafts can be lacking: `NO_TOKEN`, the last of them, where fewer
+        than n tokens have mass.
       joins: whether drafts from equal rows are together a larger sample of the law.
       prefix_is_optimal: whether a prefix of the tokens in `subset_order` minimises
         p(H) + 1 - Q(H). Elsewhere such a prefix only bounds it.
@@ -61,6 +59,7 @@ class DraftLaw:
 
     arrays: ClassVar[tuple[str, ...]] = ("tokens", "token_probs")
     static: ClassVar[tuple[str, ...]] = ("num_drafts", "vocab_size")
+    may_lack: ClassVar[bool] = False
     joins: ClassVar[bool] = False
     prefix_is_optimal: ClassVar[bool] = True
 
@@ -72,11 +71,6 @@ class DraftLaw:
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
         jax.tree_util.register_pytree_node_class(cls)
-
-    @property
-    def exact_moments(self) -> bool:
-        """Whether `moments` gives second moments exactly (first ones always are)."""
-        return True
 
     @property
     def max_drafts(self) -> int:
@@ -144,6 +138,11 @@ class DraftLaw:
     def moments(self, survive: Array) -> Moments:
         """`Moments` at the points u = -log(survive [S, k])."""
         raise NotImplementedError
+
+    def rough_counts(self) -> Array:
+        """[k] E N_i, or near it where exactness is dear; zero if never drafted."""
+        everything = jnp.ones((1, self.token_probs.shape[-1]), self.dtype)
+        return self.moments(everything).mean[0]
 
     def subset_order(self, p: Array) -> Array:
         """[k] places of the tokens, those that a subset H* holds first; `p [k]`."""
@@ -225,8 +224,9 @@ def held_tokens(
 
 
 def normalized(probs: Array) -> Array:
-    """`probs [..., k]` divided by their sum."""
-    return probs / blockwise_sum(probs)[..., None]
+    """`probs [..., k]` divided by their sum; 0 for what processors take for 0."""
+    probs = probs / blockwise_sum(probs)[..., None]
+    return jnp.where(probs < jnp.finfo(probs.dtype).tiny, 0, probs)
 
 
 def checked_row(
@@ -247,7 +247,8 @@ def checked_row(
         )
     if not is_concrete(probs):
         return probs
-    support = np.sum(np.asarray(probs) > 0, axis=-1)
+    least = jnp.finfo(probs.dtype).tiny
+    support = np.sum(np.asarray(probs) >= least, axis=-1)
     if support.min() < num_drafts:
         raise ValueError(
             f"num_drafts: {num_drafts} different drafts, but only {support.min()} "
@@ -289,14 +290,3 @@ def transform(probs: Array, survive: Array) -> Array:
     # Near 1 the first form is the exact one, near 0 the second.
     fallen = blockwise_sum((1 - survive) * probs)
     return jnp.maximum(1 - fallen, blockwise_sum(survive * probs))
-
-
-def no_factors(survive: Array) -> Array:
-    """[0, S, k]."""
-    return jnp.zeros((0, *survive.shape), survive.dtype)
-
-
-def root_scale(value: Array) -> Array:
-    """1 / sqrt(value), and 0 where that overflows."""
-    tiny = jnp.finfo(value.dtype).tiny
-    return jnp.where(value > tiny, jax.lax.rsqrt(jnp.maximum(value, tiny)), 0)

@@ -12,7 +12,6 @@ from globalres_jax.draft_laws.law import (
     Moments,
     check_num_drafts,
     checked_row,
-    root_scale,
     transform,
 )
 from globalres_jax.numerics.categorical import draw
@@ -34,8 +33,10 @@ class TopPlusSample(DraftLaw):
     Raises:
       ValueError: `probs` is no distribution, `num_drafts < 1`, or fewer than
         `num_drafts` tokens have probability above zero. Where `probs` is traced the
-        draft that is lacking is `NO_TOKEN`, and all rules stay lossless.
+        drafts that are lacking are `NO_TOKEN`, and all rules stay lossless.
     """
+
+    may_lack = True
 
     def __init__(self, probs: Array, num_drafts: int, max_support: int | None = None):
         self.num_drafts = check_num_drafts(num_drafts)
@@ -45,7 +46,8 @@ class TopPlusSample(DraftLaw):
     @property
     def top_places(self) -> Array:
         """[n - 1] the fixed drafts, as places among the law's tokens."""
-        return jax.lax.top_k(self.token_probs, self.num_drafts - 1)[1]
+        places = jax.lax.top_k(self.token_probs, self.num_drafts - 1)[1]
+        return jnp.where(self.token_probs[places] > 0, places, NO_TOKEN)
 
     @property
     def top(self) -> Array:
@@ -55,7 +57,10 @@ class TopPlusSample(DraftLaw):
     @property
     def fixed(self) -> Array:
         """[k] bool, the tokens of D."""
-        return jnp.zeros(len(self.token_probs), bool).at[self.top_places].set(True)
+        places = self.top_places
+        # A negative index would count from the end.
+        places = jnp.where(places >= 0, places, len(self.token_probs))
+        return jnp.zeros(len(self.token_probs), bool).at[places].set(True, mode="drop")
 
     @property
     def proposal(self) -> Array:
@@ -76,22 +81,23 @@ class TopPlusSample(DraftLaw):
         """Probability of drawing exactly `draft_tokens [n]`, in this order: []."""
         as_fixed = jnp.all(draft_tokens[:-1] == self.top)
         last = self.lookup(self.proposal, draft_tokens[-1:])[0]
-        return jnp.where(as_fixed, last, 0)
+        lacks = self._nothing_drawn & (draft_tokens[-1] == NO_TOKEN)
+        return jnp.where(as_fixed, jnp.where(lacks, 1, last), 0)
 
     def containment(self, members: Array) -> Array:
         """r(H) if H (`members [k]` bool) holds D, else 0."""
         inside = jnp.sum(jnp.where(members, self.proposal, 0))
-        return jnp.where(jnp.all(members[self.top_places]), inside, 0)
+        inside = jnp.where(self._nothing_drawn, 1, inside)
+        return jnp.where(jnp.all(members | ~self.fixed), inside, 0)
 
     def moments(self, survive: Array) -> Moments:
-        """One random count: covariance diag(pi) - pi pi^T, pi = r e / phi_r."""
-        proposal = self.proposal
-        held = jnp.prod(survive[:, self.top_places], axis=1)
-        value = held * transform(proposal[None], survive)
-        drawn = held[:, None] * proposal[None] * survive
-        mean = value[:, None] * self.fixed[None] + drawn
-        scale = root_scale(value)[:, None]
-        return Moments(value, mean, drawn, (mean * scale)[None], (drawn * scale)[None])
+        """One count is random."""
+        fixed, proposal = self.fixed[None], self.proposal[None]
+        held = jnp.prod(jnp.where(fixed, survive, 1), axis=1)
+        last = transform(proposal, survive)
+        drawn = held[:, None] * proposal * survive
+        value = held * last
+        return Moments(value, value[:, None] * fixed + drawn)
 
     def closed_form(self, p: Array) -> ClosedForm:
         """The optimal race, without a solver."""
@@ -108,4 +114,9 @@ class TopPlusSample(DraftLaw):
         """[k + 1] 1 before D is held, then the mass of r left out."""
         held = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(self.fixed[order])])
         beyond = mass_beyond(self.proposal[order])
-        return jnp.where(held < self.num_drafts - 1, 1, beyond)
+        return jnp.where(held < jnp.sum(self.fixed), 1, beyond)
+
+    @property
+    def _nothing_drawn(self) -> Array:
+        """[] bool: the fixed drafts are all tokens that there are."""
+        return ~jnp.any(self.proposal > 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from globalres_jax.base import Array
+from globalres_jax.base import NO_TOKEN, Array
 from globalres_jax.draft_laws import clocks
 from globalres_jax.draft_laws.closed_form import ClosedForm, single_draft
 from globalres_jax.draft_laws.law import (
@@ -13,16 +13,11 @@ from globalres_jax.draft_laws.law import (
     Moments,
     check_num_drafts,
     checked_row,
-    no_factors,
     ratio_order,
-    root_scale,
     transform,
 )
 from globalres_jax.numerics.categorical import draw_without_replacement
 from globalres_jax.numerics.sums import blockwise_sum, mass_beyond
-
-#: From these odds q / (1 - q) on, a token is drafted as good as surely.
-_OUTWEIGHS = 300.0
 
 
 class WithoutReplacement(DraftLaw):
@@ -42,15 +37,12 @@ class WithoutReplacement(DraftLaw):
         drafts that are lacking are `NO_TOKEN`, and all rules stay lossless.
     """
 
+    may_lack = True
+
     def __init__(self, probs: Array, num_drafts: int, max_support: int | None = None):
         self.num_drafts = check_num_drafts(num_drafts)
         probs = checked_row(probs, max_support, self.num_drafts)
         self._hold(probs, max_support, least=self.num_drafts)
-
-    @property
-    def exact_moments(self) -> bool:
-        """Whether second moments are exact: for up to two drafts."""
-        return self.num_drafts <= 2
 
     def draw(self, numbers: Array) -> Array:
         """Draws the drafts from `numbers [n, UNIFORMS]`: [n] int32, in their order."""
@@ -64,7 +56,8 @@ class WithoutReplacement(DraftLaw):
             total = jnp.sum(left)
             chance = self.lookup(left, token[None])[0]
             chance = chance / jnp.where(total > 0, total, 1)
-            return jnp.where(own == token, 0, left), chance
+            lacks = (total == 0) & (token == NO_TOKEN)
+            return jnp.where(own == token, 0, left), jnp.where(lacks, 1, chance)
 
         return jnp.prod(jax.lax.scan(draw, self.token_probs, draft_tokens)[1])
 
@@ -74,13 +67,19 @@ class WithoutReplacement(DraftLaw):
         return 1 - self.escape(order)[jnp.sum(members)]
 
     def moments(self, survive: Array) -> Moments:
-        """Exact for n <= 2; for n >= 3 exact but for the covariance."""
+        """In closed form for n <= 2; by clocks for more."""
         if self.num_drafts == 1:
-            return _one_draft(self.token_probs[None], survive)
+            q = self.token_probs[None]
+            return Moments(transform(q, survive), q * survive)
         if self.num_drafts == 2:
             return _two_drafts(self.token_probs[None], survive)
-        value, mean = clocks.laplace(self.token_probs, self.num_drafts, survive)
-        return _fixed_size(value, mean)
+        return Moments(*clocks.laplace(self.token_probs, self.num_drafts, survive))
+
+    def rough_counts(self) -> Array:
+        """[k] chance of each token to be drafted; for n >= 3 about that."""
+        if self.num_drafts <= 2:
+            return super().rough_counts()
+        return clocks.rough_counts(self.token_probs, self.num_drafts)
 
     def closed_form(self, p: Array) -> ClosedForm | None:
         """The optimal race for one draft, None for more."""
@@ -98,82 +97,64 @@ class WithoutReplacement(DraftLaw):
         if self.num_drafts == 1:
             return mass_beyond(q)
         if self.num_drafts == 2:
-            # The first draft outside, or the first inside and the second outside.
-            inside = jnp.cumsum(q / _others(q))
-            inside = jnp.concatenate([jnp.zeros(1, q.dtype), inside])
-            return jnp.minimum(mass_beyond(q) * (1 + inside), 1)
+            return _two_escape(q)
         return clocks.escape(q, self.num_drafts)
 
 
 def _others(weight: Array) -> Array:
     """Sum of all others [..., k], exact also for a token that outweighs them."""
     total = blockwise_sum(weight)[..., None]
+    is_heaviest = _is_heaviest(weight)
+    rest = blockwise_sum(jnp.where(is_heaviest, 0, weight))[..., None]
+    return jnp.where(is_heaviest, rest, jnp.maximum(total - weight, 0))
+
+
+def _is_heaviest(weight: Array) -> Array:
+    """[..., k] bool: True for one token that has the largest weight."""
     heaviest = jnp.argmax(weight, axis=-1, keepdims=True)
     place = jax.lax.broadcasted_iota(heaviest.dtype, weight.shape, weight.ndim - 1)
-    is_heaviest = place == heaviest
-    rest = blockwise_sum(jnp.where(is_heaviest, 0, weight))[..., None]
-    left = jnp.where(is_heaviest, rest, total - weight)
-    return jnp.maximum(left, jnp.finfo(weight.dtype).tiny)
+    return place == heaviest
 
 
-def _one_draft(q: Array, survive: Array) -> Moments:
-    mean = q * survive
-    value = transform(q, survive)
-    none = no_factors(survive)
-    return Moments(value, mean, mean, none, none)
+def _second_draft(q: Array) -> tuple[Array, Array, Array]:
+    """What a second draft sees, with no number that may overflow.
+
+    Returns:
+      [..., k] bool, the likeliest token h; q / (1 - q_h), the law after h (zero if h is
+      all there is); q / (1 - q) of the other tokens, each at most 1.
+    """
+    is_heaviest = _is_heaviest(q)
+    left = jnp.where(is_heaviest, 0, q)
+    total = blockwise_sum(left)[..., None]
+    after = left / jnp.where(total > 0, total, 1)
+    return is_heaviest, after, left / jnp.where(is_heaviest, 1, 1 - left)
 
 
 def _two_drafts(q: Array, survive: Array) -> Moments:
-    """L = sum_i rho_i e_i sum_{j != i} q_j e_j with rho_i = q_i / (1 - q_i).
+    """L = sum_i q_i / (1 - q_i) e_i sum_{j != i} q_j e_j.
 
-    E[N_i N_j Z] is a_i b_j + b_i a_j for i != j, with a = rho e and b = q e; on the
-    diagonal it is E[N_i Z]. Where one token outweighs the others by far, that would
-    be a difference of large numbers, and the form for samples of fixed size is exact.
+    The likeliest token h, whose first factor has no bound, has a row and a column of
+    its own: q_h e_h (sum_j after_j e_j), where `after` is the law of the second draft.
     """
-    first = q / _others(q)
-    a, b = first * survive, q * survive
-    after = _others(b)
-    before = _others(a)
-    value = blockwise_sum(a * after)
-    mean = a * after + b * before
-    half = jnp.sqrt(jnp.asarray(0.5, q.dtype))
-    # a may be 1 / (1 - q_i) times b: halves of equal size keep the factors small.
-    balance = jnp.sqrt(
-        blockwise_sum(b)[:, None] / jnp.maximum(blockwise_sum(a), 1e-30)[:, None]
-    )
-    left, right = a * balance, b / jnp.maximum(balance, 1e-30)
-    pairs = Moments(
-        value,
-        mean,
-        mean - 2 * a * b,
-        (half * (left + right))[None],
-        (half * (left - right))[None],
-    )
-    outweighs = jnp.max(first) > _OUTWEIGHS
-    return jax.tree.map(
-        lambda x, y: jnp.where(outweighs, x, y), _fixed_size(value, mean), pairs
-    )
+    is_heaviest, after, odds = _second_draft(q)
+    weighted = q * survive
+    head = blockwise_sum(jnp.where(is_heaviest, weighted, 0))[:, None]
+    others = _others(weighted)
+    tail = blockwise_sum(after * survive)[:, None]
+    # Alone, h is the only draft.
+    tail = jnp.where(jnp.any(after > 0, keepdims=True), tail, 1)
+    first = odds * survive
+    before = blockwise_sum(first)[:, None]
+    value = head * tail + blockwise_sum(first * others)[:, None]
+    mean = first * others + after * survive * head + weighted * _others(first)
+    mean = jnp.where(is_heaviest, head * (tail + before), mean)
+    return Moments(value[:, 0], mean)
 
 
-def _fixed_size(value: Array, mean: Array) -> Moments:
-    """Moments of a sample of fixed size from its inclusion probabilities alone.
-
-    The covariance is taken to be diag(v) - v v^T / sum(v) (Hajek 1964), with v such
-    that the variances r (1 - r) come out right. It only steers the solver.
-    """
-    root = root_scale(value)[:, None]
-    chance = jnp.clip(mean * root * root, 0, 1)
-    variance = chance * (1 - chance)
-    spread = variance
-    for _ in range(3):
-        total = jnp.maximum(jnp.sum(spread, axis=1, keepdims=True), 1e-30)
-        spread = variance / jnp.maximum(1 - spread / total, 0.5)
-    total = jnp.maximum(jnp.sum(spread, axis=1, keepdims=True), 1e-30)
-    scale = jnp.sqrt(jnp.maximum(value, 0))[:, None]
-    return Moments(
-        value,
-        mean,
-        value[:, None] * spread,
-        (scale * chance)[None],
-        (scale * spread * jax.lax.rsqrt(total))[None],
-    )
+def _two_escape(q: Array) -> Array:
+    """[k + 1] 1 - Q(H): the first draft outside H, or inside and the second outside."""
+    is_heaviest, after, odds = _second_draft(q)
+    inside = jnp.concatenate([jnp.zeros(1, q.dtype), jnp.cumsum(odds)])
+    head = jnp.concatenate([jnp.zeros(1, q.dtype), jnp.cumsum(is_heaviest * q)])
+    escape = mass_beyond(q) * (1 + inside) + head * mass_beyond(after)
+    return jnp.minimum(escape, 1)

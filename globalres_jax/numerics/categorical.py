@@ -82,9 +82,13 @@ def _levels(probs: Array) -> list[Array]:
 
 def _descend(levels: list[Array], numbers: Array) -> Array:
     """The token that one uniform number a level leads to."""
+    # Numbers come as multiples of eps; those that no level needs fill the gaps.
+    spare = UNIFORMS - len(levels)
+    finer = numbers[::-1][:spare] * jnp.finfo(numbers.dtype).eps
     group = jnp.zeros((), jnp.int32)
     for depth, level in enumerate(reversed(levels)):
-        group = group * _GROUP + _invert(numbers[depth], level[group])
+        uniform = numbers[depth] + (finer[depth] if depth < spare else 0)
+        group = group * _GROUP + _invert(uniform, level[group])
     return group
 
 

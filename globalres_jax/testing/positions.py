@@ -84,7 +84,8 @@ def draft_tuples(law: DraftLaw) -> Array:
     """[N, n] all tuples of drafts.
 
     Where the number of drafts is data, slots are `law.max_drafts`, and those that are
-    not in use hold `NO_TOKEN`, at any place.
+    not in use hold `NO_TOKEN`, at any place; so do the last slots of a law that may
+    lack tokens.
 
     Raises:
       ValueError: there are more than two million.
@@ -94,7 +95,15 @@ def draft_tuples(law: DraftLaw) -> Array:
         slots, tokens = law.max_drafts, range(NO_TOKEN, law.vocab_size)
     if len(tokens) ** slots > _LARGEST_ENUMERATION:
         raise ValueError(f"law: {len(tokens)}^{slots} tuples are too many to enumerate")
-    return jnp.asarray(_tuples(tuple(tokens), int(slots)))
+    tuples = _tuples(tuple(tokens), int(slots))
+    if law.may_lack:
+        fewer = [_tuples(tuple(tokens), m) for m in range(1, slots)]
+        lacking = [
+            np.pad(rows, ((0, 0), (0, slots - rows.shape[1])), constant_values=NO_TOKEN)
+            for rows in fewer
+        ]
+        tuples = np.concatenate([tuples, *lacking])
+    return jnp.asarray(tuples)
 
 
 @functools.lru_cache(maxsize=32)

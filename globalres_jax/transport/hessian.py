@@ -1,4 +1,4 @@
-"""The Hessian of a race's dual, and how to solve with it.
+"""The Hessian of one node's race dual, and how to solve with it.
 
 It is a diagonal plus a matrix of low rank, one row (or a few) for each node of the
 quadrature, so that a Newton step is one factorisation of the smaller side.
@@ -6,9 +6,8 @@ quadrature, so that a Newton step is one factorisation of the smaller side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,29 @@ import jax.numpy as jnp
 from globalres_jax.base import Array
 from globalres_jax.numerics.sums import product
 
+#: Sweeps towards factors with the right sums, and how far a token may outweigh all.
+_SWEEPS = 6
+_LEAST_SHARE = 1e-3
+
+
+class Curvature(Protocol):
+    """Pick law and Hessian of a race's dual.
+
+    Attributes:
+      pick: [k] beta.
+      diagonal: [k] what a positive matrix G is subtracted from.
+    """
+
+    pick: Array
+    diagonal: Array
+
+    def solve_scaled(self, root: Array, right: Array) -> Array:
+        """`(I - R G R)^-1 right` for the Hessian diag(diagonal) - G, R = diag(root)."""
+        ...
+
 
 class NodeCurvature(NamedTuple):
-    """Pick law and Hessian of i.i.d. drafts, `diag(diagonal) - factors^T factors`.
+    """Pick law and Hessian `diag(diagonal) - factors^T factors`.
 
     The factors have one row per quadrature node and are kept as a scaled matrix,
     since reading and writing [S, k] numbers is most of what an iteration costs.
@@ -60,68 +79,62 @@ class NodeCurvature(NamedTuple):
 
 
 class FactorCurvature(NamedTuple):
-    """Pick law and Hessian `diag(diagonal) - plus^T plus + minus^T minus`, any drafts.
+    """Pick law and Hessian `diag(diagonal) - plus^T plus + minus^T minus`.
 
     Attributes:
       pick: [k] beta.
       diagonal: [k].
       plus: [A, k].
       minus: [B, k].
-      coupling: [k, k] the Hessian off its diagonal, where it was worth computing
-        without factors, else None.
     """
 
     pick: Array
     diagonal: Array
     plus: Array
     minus: Array
-    coupling: Array | None = None
 
     def solve_scaled(self, root: Array, right: Array) -> Array:
         """`(I - R (plus^T plus - minus^T minus) R)^-1 right`, R = diag(root)."""
-        if self.coupling is not None:
-            gram = -root[:, None] * self.coupling * root[None]
-            return solve_identity_minus(gram, right)
         plus, minus = self.plus * root[None], self.minus * root[None]
-        if len(root) <= len(plus) + len(minus):
+        if len(root) <= 2 * (len(plus) + len(minus)):
             gram = product(plus.T, plus) - product(minus.T, minus)
             return solve_identity_minus(gram, right)
 
-        def shrink(x: Array) -> Array:
-            """(I + B^T B)^-1 x by Woodbury, for the columns of x, B = minus."""
-            if len(minus) == 0:
-                return x
-            inner = solve_identity_minus(-product(minus, minus.T), product(minus, x))
-            return x - product(minus.T, inner)
-
-        # And once more: (G - A^T A)^-1 = G^-1 + G^-1 A^T (I - A G^-1 A^T)^-1 A G^-1.
-        columns = shrink(jnp.concatenate([right[:, None], plus.T], axis=1))
+        # By Woodbury (I + B^T B)^-1 = I - B^T (I + B B^T)^-1 B for B = minus, and
+        # (G - A^T A)^-1 = G^-1 + G^-1 A^T (I - A G^-1 A^T)^-1 A G^-1 for A = plus.
+        columns = jnp.concatenate([right[:, None], plus.T], axis=1)
+        inner = solve_identity_minus(-product(minus, minus.T), product(minus, columns))
+        columns = columns - product(minus.T, inner)
         start, spread = columns[:, 0], columns[:, 1:]
         middle = solve_identity_minus(product(plus, spread), product(plus, start))
         return start + product(spread, middle)
 
 
-Curvature = NodeCurvature | FactorCurvature
+def relative_counts(mean: Array, value: Array) -> Array:
+    """E[N Z] / L for `mean [..., S, k]` and L = `value [..., S]`; 0 where L is."""
+    tiny = jnp.finfo(value.dtype).tiny
+    scale = jnp.where(value > tiny, 1 / jnp.maximum(value, tiny), 0)
+    return mean * scale[..., None]
 
 
-#: Up to so many tokens or slots a Hessian without exact factors is made like this.
-DENSE_UP_TO = 64
+def pair_factors(counts: Array, num_drafts: int) -> Array:
+    """x [..., S, k] with (1 - 1/n) x_i x_j about E[N_i N_j Z] / L for i != j.
 
+    Of n drafts, n - 1 are others than one that is token i: the factors are to solve
+    x_i (sum_j x_j - x_i) = n E[N_i Z] / L. For i.i.d. drafts they are the counts.
 
-def dense_curvature(
-    pick_law: Callable[[Array], Array], weights: Array
-) -> FactorCurvature:
-    """By forward differentiation of `pick_law` at `weights [k]`, token by token."""
-
-    def pick_of(log_factors: Array) -> tuple[Array, Array]:
-        pick = pick_law(weights * jnp.exp(log_factors))
-        return pick, pick
-
-    hessian, pick = jax.jacfwd(pick_of, has_aux=True)(jnp.zeros_like(weights))
-    diagonal = jnp.diag(hessian)
-    none = jnp.zeros((0, len(weights)), weights.dtype)
-    coupling = 0.5 * (hessian + hessian.T) - jnp.diag(diagonal)
-    return FactorCurvature(pick, diagonal, none, none, coupling)
+    Args:
+      counts: [..., S, k] E[N_i Z] / L.
+      num_drafts: n.
+    """
+    counts = jnp.minimum(counts, num_drafts)
+    factors = counts
+    for _ in range(_SWEEPS):
+        total = jnp.sum(factors, axis=-1, keepdims=True)
+        others = jnp.maximum(total - factors, _LEAST_SHARE * total)
+        wanted = num_drafts * counts / jnp.where(total > 0, others, 1)
+        factors = jnp.sqrt(factors * wanted)
+    return factors
 
 
 def solve_identity_minus(gram: Array, right: Array) -> Array:

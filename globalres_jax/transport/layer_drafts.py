@@ -111,8 +111,7 @@ class SampledSets(NamedTuple):
         return jax.vmap(lambda law, e: law.moments(e))(self.law, survive)
 
 
-def sampled_sets(law: DraftLaw, size: int) -> SampledSets:
-    """The drafts of laws stacked [m], each on k = `size` tokens."""
-    everything = jnp.ones((1, size), law.dtype)
-    mean = jax.vmap(lambda one: one.moments(everything).mean[0])(law)
-    return SampledSets(mean / law.num_drafts, law)
+def sampled_sets(law: DraftLaw) -> SampledSets:
+    """The drafts of laws stacked [m]."""
+    counts = jax.vmap(lambda one: one.rough_counts())(law)
+    return SampledSets(counts / law.num_drafts, law)

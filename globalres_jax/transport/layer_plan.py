@@ -11,11 +11,10 @@ from globalres_jax.base import Array
 from globalres_jax.numerics.rows import with_types_of
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transport.derivatives import with_derivatives
-from globalres_jax.transport.layer_drafts import LayerDrafts, SingleDrafts
+from globalres_jax.transport.layer_drafts import LayerDrafts
 from globalres_jax.transport.layer_race import LayerRace
 from globalres_jax.transport.newton import ProjectedNewton
 from globalres_jax.transport.race import acceptance_gap, race_weights
-from globalres_jax.transport.set_race import SetRace
 
 
 class LayerSolution(NamedTuple):
@@ -66,8 +65,7 @@ def solve_layer(
 
     def several() -> LayerSolution:
         number = counts.astype(target.dtype)
-        kind = LayerRace if isinstance(drafts, SingleDrafts) else SetRace
-        race = kind(target.reshape(-1), drafts, number, missing)
+        race = LayerRace(target.reshape(-1), drafts, number, missing)
         return with_types_of(one_draft(), _raced(race, solver))
 
     if one_at_most:

@@ -23,6 +23,7 @@ import numpy as np
 from globalres_jax.base import Array
 from globalres_jax.numerics.powers import log_of_rest
 from globalres_jax.numerics.sums import contract, product
+from globalres_jax.transport.hessian import pair_factors, relative_counts
 from globalres_jax.transport.layer_curvature import LayerCurvature
 from globalres_jax.transport.layer_drafts import LayerDrafts
 from globalres_jax.transport.pools import log_ratio
@@ -83,11 +84,12 @@ class LayerRace(NamedTuple):
     def curvature(self, weights: Array) -> LayerCurvature:
         """Pick law and Hessian of the dual for `weights [m k]`, on the coarse grid.
 
-        Of single drafts. As for one node the row sums of the Hessian are exact, and
-        all entries off its diagonal negative, whatever the nodes of the grid: it is
-        positive semidefinite.
+        As for one node the row sums of the Hessian are exact, and all entries off its
+        diagonal negative, whatever the nodes of the grid: it is positive semidefinite.
+        Exact for single drafts; of larger samples second moments are those of
+        `pair_factors`.
         """
-        n = self.counts
+        n, size = self.counts, self.drafts.size
         nodes, measure = quadrature(weights.dtype, "coarse")
         rings = self.drafts.rings(self._by_node(weights), nodes)
         scale = n[None] * measure[:, None] * self._others(rings.fallen)
@@ -97,11 +99,15 @@ class LayerRace(NamedTuple):
         some = slice(None, None, _STRIDE)
         spacing = (_STRIDE * measure * nodes)[some]
         rows, log_phi = rings.rows[:, some], log_of_rest(rings.fallen[some])
+        if size > 1:
+            value = jnp.exp(log_phi).T
+            pairs = pair_factors(relative_counts(rows, value), size)
+            rows = value[..., None] * pairs
         half = self._roots(log_phi, spacing)
-        together, alone = n[None] * half, jnp.sqrt(n)[None] * half
+        together, alone = n[None] * half, jnp.sqrt(n / size)[None] * half
         reach = contract("vsx,vx->sv", rows, rings.scale)
         coupled = product(together * reach, 1 - jnp.eye(len(n), dtype=n.dtype))
-        own = jnp.maximum(n - 1, 0)[None] * half * reach
+        own = jnp.maximum(n - 1 / size, 0)[None] * half * reach
         others = contract("sv,vsx->vx", together * (coupled + own), rows)
         return LayerCurvature(
             pick=(rings.scale * first).reshape(-1),

@@ -236,7 +236,7 @@ class LayerResolution:
             p=layer.p[:count, :size],
             beyond=layer.beyond[:count],
         )
-        last, flow = self._descend(own, sampled_sets(law, size), weight)
+        last, flow = self._descend(own, sampled_sets(law), weight)
         beyond = [(0, m - n) for m, n in zip(most, (count, size), strict=True)]
         return last, flow._replace(rest=jnp.pad(flow.rest, beyond))
 

@@ -12,7 +12,7 @@ from globalres_jax.draft_laws import DraftLaw
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.transport.newton import ProjectedNewton
 from globalres_jax.transport.plan import RaceSolver, TransportPlan, solve_transport
-from globalres_jax.verifiers.rule import Rule, accept_probability
+from globalres_jax.verifiers.rule import Rule, accept_probability, rejected
 
 
 @jax.tree_util.register_static
@@ -49,7 +49,7 @@ class GlobalResolution(Rule):
         accept = picked * accept_probability(p[draft_tokens], pick)
         left = jnp.maximum(p - law.spread(plan.token_pick), 0)
         residual = normalized_residual(left, p)
-        return Decision(accept, (1 - jnp.sum(accept)) * residual)
+        return Decision(accept, rejected(accept) * residual)
 
     def optimum(self, plan: TransportPlan) -> Array:
         """The plan's own upper bound: []."""

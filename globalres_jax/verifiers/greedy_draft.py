@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import TopPlusSample
 from globalres_jax.transforms import normalized_residual
-from globalres_jax.verifiers.rule import Rule, accept_probability, take_drafted
+from globalres_jax.verifiers.rule import (
+    Rule,
+    accept_probability,
+    rejected,
+    take_drafted,
+)
 
 
 @jax.tree_util.register_static
@@ -33,7 +38,7 @@ class GreedyDraft(Rule):
         drawn = law.lookup(proposal, draft_tokens)
         chance = accept_probability(p[draft_tokens], drawn)
         left = normalized_residual(jnp.maximum(p - law.spread(proposal), 0), p)
-        accept, left = take_drafted((1 - jnp.sum(chance)) * left, draft_tokens)
+        accept, left = take_drafted(rejected(chance) * left, draft_tokens)
         return Decision(accept + chance, left)
 
     def acceptance_rate(self, p: Array, law: TopPlusSample) -> Array:

@@ -12,7 +12,12 @@ from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import IID, DraftLaw
 from globalres_jax.numerics.powers import one_minus_power
 from globalres_jax.transforms import normalized_residual
-from globalres_jax.verifiers.rule import Rule, accept_in_turn, accept_probability
+from globalres_jax.verifiers.rule import (
+    Rule,
+    accept_in_turn,
+    accept_probability,
+    rejected,
+)
 
 _BISECTIONS = 40
 
@@ -82,7 +87,7 @@ class KSeq(Rule):
         scale = scale / jnp.where(plan.accept > 0, plan.accept, 1)
         taken = scale * jnp.minimum(law.take(p) / plan.divisor, q)
         residual = normalized_residual(jnp.maximum(p - law.spread(taken), 0), p)
-        return Decision(accept, (1 - jnp.sum(accept)) * residual)
+        return Decision(accept, rejected(accept) * residual)
 
     def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """1 - (1 - b)^n: []."""

@@ -12,7 +12,12 @@ from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import IID, DraftLaw, Independent
 from globalres_jax.numerics.sums import mass_beyond
 from globalres_jax.transforms import normalized_residual
-from globalres_jax.verifiers.rule import Rule, accept_probability, check_most_drafts
+from globalres_jax.verifiers.rule import (
+    Rule,
+    accept_probability,
+    check_most_drafts,
+    rejected,
+)
 
 _SWEEPS = 30
 
@@ -109,7 +114,7 @@ class Khisti(Rule):
         pick = law.lookup(plan.pick, draft_tokens)
         accept = wins * accept_probability(p[draft_tokens], pick)
         residual = normalized_residual(jnp.maximum(p - law.spread(plan.pick), 0), p)
-        return Decision(accept, (1 - jnp.sum(accept)) * residual)
+        return Decision(accept, rejected(accept) * residual)
 
     def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """sum_i min(beta_i, p_i): []."""

@@ -20,6 +20,11 @@ def accept_probability(p: Array, q: Array) -> Array:
     return jnp.where(q > 0, jnp.minimum(1, p / jnp.where(q > 0, q, 1)), 0)
 
 
+def rejected(accept: Array) -> Array:
+    """1 - sum(accept): [] probability that none of `accept [n]` is; never below 0."""
+    return jnp.maximum(1 - jnp.sum(accept), 0)
+
+
 def accept_in_turn(chance: Array) -> Array:
     """[n] probability that a slot is the first accepted, from `chance [n]` of each."""
     before = jnp.cumprod(1 - chance)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import DraftLaw
 from globalres_jax.transforms import normalized_residual
-from globalres_jax.verifiers.rule import Rule, accept_probability
+from globalres_jax.verifiers.rule import Rule, accept_probability, rejected
 
 
 @jax.tree_util.register_static
@@ -40,7 +40,7 @@ class SingleDraft(Rule):
         accept = accept_probability(p[draft_tokens], drawn)
         left = jnp.maximum(p - law.spread(law.first), 0)
         residual = normalized_residual(left, p)
-        return Decision(accept, (1 - jnp.sum(accept)) * residual)
+        return Decision(accept, rejected(accept) * residual)
 
     def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """sum_i min(p_i, q_i): []."""

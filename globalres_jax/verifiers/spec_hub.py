@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import TopPlusSample
-from globalres_jax.verifiers.rule import Rule, accept_probability
+from globalres_jax.verifiers.rule import Rule, accept_probability, rejected
 
 
 @jax.tree_util.register_static
@@ -43,7 +43,7 @@ class SpecHub(Rule):
         drawn = law.lookup(proposal, draft_tokens)
         # Of the pair only the sampled draft has r above zero.
         chance = accept_probability(p[draft_tokens], drawn)
-        share = 1 - jnp.sum(chance)
+        share = rejected(chance)
         # What all pairs have left, as a sum of what lacks: p_a + sum (p - r)_+.
         lacking = jnp.maximum(p - law.spread(proposal), 0).at[hub].set(0)
         left = p[hub] + jnp.sum(lacking)

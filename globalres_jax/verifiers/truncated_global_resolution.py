@@ -29,6 +29,7 @@ from globalres_jax.verifiers.rule import (
     check_most_drafts,
     first_of_each,
     outside_law,
+    rejected,
     take_drafted,
 )
 from globalres_jax.verifiers.target_sample import TargetSample
@@ -119,7 +120,7 @@ class TruncatedGlobalResolution(Rule):
         total = jnp.sum(weights) + jnp.where(outer, 0, 1)
         accept = weights / jnp.where(total > 0, total, 1)
         left = law.spread(plan.token_residual) + outside_law(p, law)
-        residual = (1 - jnp.sum(accept)) * normalized_residual(left, p)
+        residual = rejected(accept) * normalized_residual(left, p)
 
         sampled, rest = take_drafted(p, draft_tokens)
         ok = plan.converged

@@ -36,6 +36,20 @@ def test_a_support_too_small_under_jit_drafts_what_there_is(float64):
         np.testing.assert_allclose(list(chances.values()) @ emitted, p, atol=1e-9)
 
 
+def test_a_drafter_keeps_its_own_tokens_under_jit():
+    """The others' may all be likelier: without its own it would be no law at all."""
+    rows = jnp.array([[0.5, 0.5, 0, 0, 0], [0, 0, 0.4, 0.3, 0.3]])
+    held = jax.jit(lambda q: gr.Independent(q, max_support=1).probs)(rows)
+    assert held.tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0]]
+
+
+def test_what_processors_take_for_zero_is_no_token():
+    q = np.array([0.5, 0.5, 1e-40], np.float32)
+    with pytest.raises(ValueError, match="only 2 tokens"):
+        gr.WithoutReplacement(q, 3)
+    assert gr.IID(q, 2).probs[2] == 0
+
+
 def test_number_of_drafts_is_shape_or_data():
     q = jnp.array([0.5, 0.5])
     traced = jax.jit(lambda n: gr.IID(q, n).containment(jnp.array([True, False])))

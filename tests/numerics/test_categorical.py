@@ -8,6 +8,8 @@ from scipy.stats import chisquare
 
 from globalres_jax.base import NO_TOKEN
 from globalres_jax.numerics.categorical import (
+    UNIFORMS,
+    draw,
     draw_without_replacement,
     sample,
     uniforms,
@@ -57,6 +59,13 @@ def test_light_tails_keep_their_mass():
     assert abs(share - 0.5) < 5 * np.sqrt(0.25 / 20_000)
     halves = (drawn[drawn != 7] > 50_000).mean()
     assert abs(halves - 0.5) < 5 * np.sqrt(0.25 / 10_000)
+
+
+def test_a_first_token_below_the_grain_of_uniform_numbers_is_drawn_as_often_as_said():
+    """A multiple of 2^-23 alone is 0 once in 8 million times, and 1e-9 is less."""
+    probs = jnp.array([1e-9, 0.4, 0.6])
+    numbers = jnp.zeros((3, UNIFORMS)).at[:, -1].set(jnp.array([0.0, 0.008, 0.009]))
+    assert jax.vmap(draw, (0, None))(numbers, probs).tolist() == [0, 0, 1]
 
 
 def test_nothing_left_is_no_token():

@@ -57,3 +57,19 @@ def test_closed_forms_in_float32_over_a_large_vocabulary():
     last = np.asarray(last, float)
     best = p[top].sum() + np.minimum(np.delete(p, top), np.delete(last, top)).sum()
     assert float(plan.acceptance_rate) == pytest.approx(best, abs=2e-6)
+
+
+def test_one_draft_of_any_law_is_single_draft_sampling():
+    """sum min(p, q), with no iteration."""
+    p, q = next(distributions(6, 5, 1))
+
+    @jax.jit
+    def plans(p, q):
+        laws = gr.WithoutReplacement(q, 1), gr.Independent(q[None])
+        return [gr.solve_transport(p, law) for law in laws]
+
+    for plan in plans(p, q):
+        assert int(plan.iterations) == 0 and bool(plan.converged)
+        best = pytest.approx(np.minimum(p, q).sum(), abs=1e-6)
+        assert float(plan.acceptance_rate) == best
+        assert float(plan.upper_bound) == best
