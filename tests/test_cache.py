@@ -112,7 +112,9 @@ def test_a_long_prompt_takes_the_memory_of_a_chunk_and_no_output_head():
             "num_attention_heads": heads,
             "tie_word_embeddings": True,
         }
-        function = DecoderFn(LLAMA.configure(Description(options, "test")))
+        function = DecoderFn(
+            LLAMA.configure(Description(options, "test", LLAMA.defaults))
+        )
         model = gr.Model(
             parameter_shapes(function.config), function, NewCache(function), vocab_size
         )

@@ -39,7 +39,7 @@ def load(name: str) -> Estimates | None:
     if folder is None:
         return None
     try:
-        return from_json(json.loads((folder / f"{name}.json").read_text()))
+        return from_json(json.loads((folder / f"{name}.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -44,14 +44,22 @@ class SpecHub(Rule):
         # Of the pair only the sampled draft has r above zero.
         chance = accept_probability(p[draft_tokens], drawn)
         share = rejected(chance)
-        # What all pairs have left, as a sum of what lacks: p_a + sum (p - r)_+.
-        lacking = jnp.maximum(p - law.spread(proposal), 0).at[hub].set(0)
-        left = p[hub] + jnp.sum(lacking)
-        to_hub = jnp.where(left > 0, p[hub] / jnp.where(left > 0, left, 1), 1)
-        accept = chance + share * jnp.where(draft_tokens == hub, to_hub, 0)
+        # What all pairs have left, as a sum of what lacks: p_a + sum (p - r)_+. Where
+        # there is no hub, its slot is one beyond the vocabulary.
+        of_hub, slot = _of_hub(p, hub), jnp.where(hub >= 0, hub, len(p))
+        lacking = jnp.maximum(p - law.spread(proposal), 0)
+        lacking = lacking.at[slot].set(0, mode="drop")
+        left = of_hub + jnp.sum(lacking)
+        to_hub = jnp.where(left > 0, of_hub / jnp.where(left > 0, left, 1), 1)
+        accept = chance + share * jnp.where(draft_tokens == slot, to_hub, 0)
         return Decision(accept, share * lacking / jnp.where(left > 0, left, 1))
 
     def acceptance_rate(self, p: Array, law: TopPlusSample) -> Array:
         """p_a + sum_{i != a} min(p_i, r_i): []."""
         self.check(law)
-        return p[law.top[0]] + jnp.sum(jnp.minimum(law.take(p), law.proposal))
+        return _of_hub(p, law.top[0]) + jnp.sum(jnp.minimum(law.take(p), law.proposal))
+
+
+def _of_hub(p: Array, hub: Array) -> Array:
+    """Target probability of the hub: [], 0 where it is `NO_TOKEN`."""
+    return jnp.where(hub >= 0, p[hub], 0)
