@@ -53,7 +53,7 @@ def save(name: str, estimates: Estimates) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, path = tempfile.mkstemp(dir=folder)
         try:
-            with os.fdopen(handle, "w") as file:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
                 json.dump(as_json(estimates), file)
             os.replace(path, folder / f"{name}.json")  # whole or not at all
         except OSError:
