@@ -41,7 +41,7 @@ def start(args: argparse.Namespace) -> tuple[StepState, Request]:
         temperature=args.temp,
         top_k=args.top_k,
         top_p=args.top_p,
-        verifier=gr.verifiers.by_name(args.verifier),
+        verifier=gr.tree_verifiers.by_name(args.verifier),
     )
     ids = jnp.asarray([target.tokenizer.encode(PROMPT)] * args.batch, jnp.int32)
     lengths = jnp.full(args.batch, ids.shape[1])

@@ -29,7 +29,7 @@ from globalres_jax.drafters.prompt_lookup import PromptLookup
 from globalres_jax.planning import kept_in, learn, observe, parse_shape
 from globalres_jax.planning.store import VARIABLE
 from globalres_jax.tree_verifiers import BY_NAME as TREE_RULES
-from globalres_jax.tree_verifiers import Block
+from globalres_jax.tree_verifiers import Block, by_name
 from globalres_jax.verifiers import BY_NAME, SingleDraft
 
 SUMMARY = "Write text with a target and a draft model, and say how the drafts fared."
@@ -166,7 +166,7 @@ def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
     tree = args.tree
     if tree not in (None, AUTO):
         tree = parse_shape(tree).tree
-    verifier = (BY_NAME | TREE_RULES)[args.verifier]()
+    verifier = by_name(args.verifier)
     num_drafts = args.num_drafts
     if num_drafts is None:
         single = isinstance(verifier, SingleDraft | Block)

@@ -1,5 +1,6 @@
 """Rules for whole token trees, one a file, behind `base.TreeVerifier`."""
 
+from globalres_jax import verifiers
 from globalres_jax.base import TreeVerifier, Verifier
 from globalres_jax.tree_verifiers.block import Block
 from globalres_jax.tree_verifiers.expected import expected_accepted, expected_by_level
@@ -26,6 +27,15 @@ BY_NAME = {
     "traversal": Traversal,
 }
 
+
+def by_name(name: str) -> Verifier | TreeVerifier:
+    """The rule with this command-line name; ValueError lists the names."""
+    rules = verifiers.BY_NAME | BY_NAME
+    if name not in rules:
+        raise ValueError(f"verifier: unknown rule {name!r}; one of {', '.join(rules)}")
+    return rules[name]()
+
+
 __all__ = [
     "BY_NAME",
     "Block",
@@ -35,6 +45,7 @@ __all__ = [
     "TopDown",
     "Traversal",
     "as_tree_verifier",
+    "by_name",
     "expected_accepted",
     "expected_by_level",
     "optimum_along",
