@@ -26,8 +26,10 @@ import jax.numpy as jnp
 from globalres_jax.base import Array
 from globalres_jax.numerics.sums import blockwise_sum, mass_beyond, product
 
-#: So many tokens more than drafts are multiplied out.
+#: So many tokens more than drafts are multiplied out, and more for many drafts: the
+#: odds of the others, to the power of n - 1, stay below the exponential of this.
 _BEYOND_DRAFTS = 4
+_LARGEST_LOG_ODDS = 60
 #: Rates relative to that of the n-th ring, beyond which a token has rung for certain.
 _CERTAIN = 1e30
 #: Chance that the n-th ring is before the first node or after the last one, and nodes.
@@ -63,20 +65,22 @@ def clocks(q: Array, num_drafts: int) -> Clocks:
     than n events of a Poisson process of rate R_1.
     """
     known = jax.lax.stop_gradient(q)
-    count = min(num_drafts + _BEYOND_DRAFTS, q.shape[0])
+    cut = _CUT[q.dtype]
+    last = _last_event(num_drafts, cut)
+    # The heaviest of the others rings at 1 / (m - n + 2) or less.
+    more = math.ceil(last * (num_drafts - 1) / _LARGEST_LOG_ODDS) - 2
+    count = min(num_drafts + max(more, _BEYOND_DRAFTS), q.shape[0])
     mass, heavy = jax.lax.top_k(known, count)
     rest = blockwise_sum(known.at[heavy[: num_drafts - 1]].set(0))
     lacking = rest <= 0
     unit = jnp.where(lacking, 1, rest)
 
-    cut = _CUT[q.dtype]
     beyond = unit + jnp.cumsum(jnp.append(0, mass[: num_drafts - 1][::-1]))
     orders = range(1, num_drafts + 1)
     first = [(math.log(cut) + math.lgamma(m + 1)) / m for m in orders]
     ratio = jnp.maximum(unit / beyond, cut)
     low = jnp.max(jnp.asarray(first, q.dtype) + jnp.log(ratio))
-    high = math.log(_last_event(num_drafts, cut))
-    step = (high - low) / (_NODES[q.dtype] - 1)
+    step = (math.log(last) - low) / (_NODES[q.dtype] - 1)
     nodes = jnp.exp(low + step * jnp.arange(_NODES[q.dtype], dtype=q.dtype))
     rates = jnp.minimum(q / unit, _CERTAIN)
     return Clocks(rates, heavy, lacking, nodes, step * nodes)

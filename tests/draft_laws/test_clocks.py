@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from globalres_jax.draft_laws import clocks
 from globalres_jax.transport.quadrature import quadrature
@@ -74,3 +75,14 @@ def test_rough_counts_are_near_and_zero_for_what_is_never_drafted():
         np.testing.assert_allclose(rough(q), counts, atol=0.15)
     few = jnp.zeros(SIZE).at[jnp.array([2, 5])].set(0.5)
     assert rough(few).tolist() == np.isin(np.arange(SIZE), [2, 5]).tolist()
+
+
+@pytest.mark.sweep
+def test_many_drafts_of_few_tokens_do_not_overflow():
+    """Where all drafts survive alike, L = e^n, and n of 22 tokens are drafted."""
+    survive = jnp.full((1, 22), 0.9)
+    value, mean = jax.jit(lambda e: clocks.laplace(jnp.full(22, 1 / 22), 16, e))(
+        survive
+    )
+    np.testing.assert_allclose(value, 0.9**16, rtol=1e-5)
+    np.testing.assert_allclose(mean, 16 / 22 * 0.9**16 * np.ones((1, 22)), rtol=1e-5)
