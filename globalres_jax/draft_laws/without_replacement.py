@@ -19,6 +19,7 @@ from globalres_jax.draft_laws.law import (
     transform,
 )
 from globalres_jax.numerics.categorical import draw_without_replacement
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import blockwise_sum, mass_beyond
 
 #: From these odds q / (1 - q) on, a token is drafted as good as surely.
@@ -99,7 +100,7 @@ class WithoutReplacement(DraftLaw):
             return mass_beyond(q)
         if self.num_drafts == 2:
             # The first draft outside, or the first inside and the second outside.
-            inside = jnp.cumsum(q / _others(q))
+            inside = jnp.cumsum(_odds(q))
             inside = jnp.concatenate([jnp.zeros(1, q.dtype), inside])
             return jnp.minimum(mass_beyond(q) * (1 + inside), 1)
         return clocks.escape(q, self.num_drafts)
@@ -116,6 +117,14 @@ def _others(weight: Array) -> Array:
     return jnp.maximum(left, jnp.finfo(weight.dtype).tiny)
 
 
+def _odds(q: Array) -> Array:
+    """q / (1 - q) [..., k]; no derivative where next to nothing is left of 1 - q."""
+    others = _others(q)
+    some = others > jnp.sqrt(jnp.finfo(q.dtype).tiny)
+    bound = jax.lax.stop_gradient(q / others)
+    return jnp.where(some, quotient(q, jnp.where(some, others, 1)), bound)
+
+
 def _one_draft(q: Array, survive: Array) -> Moments:
     mean = q * survive
     value = transform(q, survive)
@@ -130,7 +139,7 @@ def _two_drafts(q: Array, survive: Array) -> Moments:
     diagonal it is E[N_i Z]. Where one token outweighs the others by far, that would
     be a difference of large numbers, and the form for samples of fixed size is exact.
     """
-    first = q / _others(q)
+    first = _odds(q)
     a, b = first * survive, q * survive
     after = _others(b)
     before = _others(a)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, TreeDecision, Walk
 from globalres_jax.numerics import categorical
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.tree import TokenTree
@@ -78,13 +79,9 @@ def _ends(tokens: Array, p: Array, laws: tuple) -> tuple[Array, Array]:
         q = law.spread(law.first).astype(p.dtype)
         left = jnp.maximum(w * p[node] - q, 0)
         total = blockwise_sum(left)
-        missing = total + 1 - w
-        ends.append(
-            jnp.where(missing > 0, total / jnp.where(missing > 0, missing, 1), 0)
-        )
+        ends.append(quotient(total, total + 1 - w))
         rest.append(left)
         token = tokens[node + 1]
-        drawn = jnp.where(q[token] > 0, q[token], 1)
-        w = jnp.minimum(1, w * p[node, token] / drawn)
+        w = jnp.minimum(1, quotient(w * p[node, token], q[token]))
     ends, rest = jnp.stack([*ends, w]), jnp.stack([*rest, p[-1]])
     return ends.at[0].set(1), rest

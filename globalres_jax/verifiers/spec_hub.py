@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import TopPlusSample
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.verifiers.rule import Rule, accept_probability
 
 
@@ -46,9 +47,9 @@ class SpecHub(Rule):
         # What all pairs have left, as a sum of what lacks: p_a + sum (p - r)_+.
         lacking = jnp.maximum(p - law.spread(proposal), 0).at[hub].set(0)
         left = p[hub] + jnp.sum(lacking)
-        to_hub = jnp.where(left > 0, p[hub] / jnp.where(left > 0, left, 1), 1)
+        to_hub = jnp.where(left > 0, quotient(p[hub], left), 1)
         accept = chance + share * jnp.where(draft_tokens == hub, to_hub, 0)
-        return Decision(accept, share * lacking / jnp.where(left > 0, left, 1))
+        return Decision(accept, share * quotient(lacking, left))
 
     def acceptance_rate(self, p: Array, law: TopPlusSample) -> Array:
         """p_a + sum_{i != a} min(p_i, r_i): []."""
