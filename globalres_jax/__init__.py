@@ -15,6 +15,7 @@ if not (Path(__file__).parent / "models").is_dir():
 from globalres_jax import (
     draft_laws,
     drafters,
+    losses,
     sharding,
     testing,
     tree,
@@ -64,6 +65,7 @@ __all__ = [
     "draft_laws",
     "drafters",
     "generate",
+    "losses",
     "models",
     "optimal_acceptance_rate",
     "paths",

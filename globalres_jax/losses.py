@@ -1,8 +1,8 @@
 """Losses that fit a draft to its target: divergences, acceptance, accepted length.
 
 Each is a function of target rows and draft logits and gives one number a row, to be
-averaged by the caller. Gradients are finite everywhere; where minimum and maximum
-meet, they are those of the draft's side: `min(p, q)` moves with q at p = q.
+averaged by the caller. Gradients are finite everywhere; `min(p, q)` moves with q where
+the two are equal.
 
 Target rows are either probabilities p [..., V] or, as teachers are stored, the k
 likeliest tokens of each row, a `TopTarget`. The draft's are logits [..., V], of which
@@ -121,8 +121,7 @@ def acceptance_rate(target: Array | TopTarget, draft: Array) -> Array:
         p, q = target.probs, jnp.take_along_axis(q, target.tokens, axis=-1)
     else:
         p = target
-    # Where equal, q: as `optimal_acceptance_rate` has it.
-    return jnp.minimum(jnp.sum(jnp.where(q <= p, q, p), axis=-1), 1)
+    return jnp.sum(jnp.where(q <= p, q, p), axis=-1)
 
 
 def total_variation(target: Array | TopTarget, draft: Array) -> Array:
@@ -145,7 +144,8 @@ def negative_log_optimum(
     """-log alpha*_n: of what the best lossless rule accepts of n drafts: [...].
 
     alpha*_n = p(H) + 1 - Q(H) for the best set H, which holds still while p and q move
-    (envelope theorem). With n = 1 this is `lk`, and so is its gradient.
+    (envelope theorem). With n = 1 this is `lk`, and so is its gradient; where p_i = q_i
+    both are supergradients of the rate, and may be different ones.
 
     Args:
       target: [..., V] rows.

@@ -113,7 +113,8 @@ def _solve(system: System, q: Array, num_drafts: int, caps: Caps) -> Solved:
     gradient = jnp.where(target > 0, jax.grad(given.objective)(a), 0)
     solved = jnp.sum(jnp.abs(gradient)) <= 2 * caps.tau
     # Between the bounds parameters move with p and q, on them they stay.
-    moves = (target > 0) & (jnp.abs(a) < _BOX)
+    enough = target > jnp.sqrt(jnp.finfo(q.dtype).tiny)
+    moves = enough & (jnp.abs(a) < _BOX)
     a = known_root(_stationarity, a, problem, jnp.where(moves, given.wanted, 0))
     accepted = jnp.where(reject, -jnp.expm1(-problem.log_total(a)), 1)
     return Solved(
