@@ -19,6 +19,7 @@ if (_interruption := importlib.import_module(f"{__name__}.interruption")).is_com
 from globalres_jax import (
     draft_laws,
     drafters,
+    losses,
     planning,
     sharding,
     testing,
@@ -70,6 +71,7 @@ __all__ = [
     "draft_laws",
     "drafters",
     "generate",
+    "losses",
     "models",
     "optimal_acceptance_rate",
     "paths",

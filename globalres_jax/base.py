@@ -182,6 +182,11 @@ class DraftLaw(Protocol):
 class Decision(NamedTuple):
     """The conditional law of the emitted token, given the drafts.
 
+    Our rules' decisions are differentiable in reverse mode in p and in the law. Where a
+    minimum or maximum ties, as min(1, p / q) does at p = q, the derivative is the mean
+    of both sides', so that the sum keeps still; what sorting, ranking and bounds decide
+    is constant.
+
     Attributes:
       accept: [n] probability of emitting draft j.
       residual: [V] sub-distribution of the token emitted when no draft is accepted;

@@ -10,6 +10,7 @@ import numpy as np
 
 from globalres_jax.base import Array
 from globalres_jax.numerics.largest import is_quick, largest
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.rows import by_platform, map_rows
 from globalres_jax.numerics.sums import blockwise_sum, running_sum
 from globalres_jax.numerics.thresholds import Threshold, reaching
@@ -89,7 +90,7 @@ def normalized_residual(mass: Array, fallback: Array) -> Array:
     itself is then a safe thing to sample.
     """
     total = blockwise_sum(mass)[..., None]
-    return jnp.where(total > 0, mass / jnp.where(total > 0, total, 1), fallback)
+    return jnp.where(total > 0, quotient(mass, total), fallback)
 
 
 def _check(name: str, value: Option | None, is_allowed, message: str) -> None:

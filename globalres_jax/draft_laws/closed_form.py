@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from globalres_jax.base import Array
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import blockwise_sum
 
 #: Stands for 0 where a weight would be infinite; so much acceptance is given up.
@@ -51,8 +52,8 @@ def fixed_and_one(p: Array, fixed: Array, proposal: Array) -> ClosedForm:
     held = jnp.where(fixed, p, 0) / jnp.maximum(excess, _LEAST)
     others = 1 + blockwise_sum(held)
     drawn = (proposal > 0) & (p > 0)
-    safe = jnp.where(drawn, proposal, 1)
-    spared = jnp.maximum((safe - p) / safe, _LEAST)
+    spare = jnp.where(drawn & (p < proposal), proposal - p, 0)
+    spared = jnp.maximum(quotient(spare, proposal), _LEAST)
     single = jnp.where(drawn, others * (1 - spared) / spared, 0)
     beaten = blockwise_sum(proposal / (others + single)) + nothing / others
     pick = jnp.where(drawn, proposal * single / (others + single), held * beaten)

@@ -15,6 +15,7 @@ from globalres_jax.draft_laws.law import (
     transform,
 )
 from globalres_jax.numerics.categorical import draw
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import blockwise_sum, mass_beyond
 
 
@@ -66,8 +67,7 @@ class TopPlusSample(DraftLaw):
     def proposal(self) -> Array:
         """r [k], the law of the last draft; zero where nothing is left to draw."""
         left = jnp.where(self.fixed, 0, self.token_probs)
-        total = blockwise_sum(left)
-        return left / jnp.where(total > 0, total, 1)
+        return quotient(left, blockwise_sum(left))
 
     def draw(self, numbers: Array) -> Array:
         """[n] int32: the fixed drafts, and last one by `numbers [n, UNIFORMS]`."""

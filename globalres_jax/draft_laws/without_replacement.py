@@ -17,6 +17,7 @@ from globalres_jax.draft_laws.law import (
     transform,
 )
 from globalres_jax.numerics.categorical import draw_without_replacement
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import blockwise_sum, mass_beyond
 
 
@@ -126,8 +127,8 @@ def _second_draft(q: Array) -> tuple[Array, Array, Array]:
     is_heaviest = _is_heaviest(q)
     left = jnp.where(is_heaviest, 0, q)
     total = blockwise_sum(left)[..., None]
-    after = left / jnp.where(total > 0, total, 1)
-    return is_heaviest, after, left / jnp.where(is_heaviest, 1, 1 - left)
+    odds = quotient(left, jnp.where(is_heaviest, 1, 1 - left))
+    return is_heaviest, quotient(left, total), odds
 
 
 def _two_drafts(q: Array, survive: Array) -> Moments:

@@ -127,7 +127,10 @@ def solve_transport(
     """Finds the optimal multi-draft verification rule for target `p`.
 
     Differentiable in `p` and the law's probabilities, in reverse mode: the derivative
-    is that of the exact solution, taken at the one that was found.
+    is that of the exact solution, taken at the one that was found. A weight at either
+    bound stays there, and so does one of a token with p_i = 0 or q_i = 0; where a
+    weight is about to leave its bound, this is the derivative from the bound's side.
+    The smaller of beta_i and p_i moves with the mean of both where they are equal.
 
     Args:
       p: [V] target distribution, float32 or wider.
@@ -158,8 +161,10 @@ def optimal_acceptance_rate(p: Array, law: DraftLaw) -> Array:
       law: draft law over the same V tokens.
 
     Returns:
-      [] acceptance rate in [0, 1]. Differentiable: the gradient is the envelope
-      theorem's.
+      [] acceptance rate in [0, 1]. Differentiable: the best set H holds still while p
+      and q move (envelope theorem), so d/dp_i = 1 for i in H. The rate is concave in p;
+      where several sets are best, as at p = q, this is the supergradient of the one
+      that is found, the smallest up to rounding.
 
     Raises:
       ValueError: `p` is no distribution or the vocabularies differ.
@@ -176,9 +181,9 @@ def optimal_acceptance_rate(p: Array, law: DraftLaw) -> Array:
     prefix = best_prefix(own[order], law.escape(order), missing).members
     members = jnp.zeros(own.shape, bool).at[order].set(prefix)
     members = jax.lax.stop_gradient(members)
-    return jnp.minimum(
-        jnp.sum(jnp.where(members, own, 0)) + 1 - law.containment(members), 1
-    )
+    rate = jnp.sum(jnp.where(members, own, 0)) + 1 - law.containment(members)
+    # Not a minimum, whose derivative at 1 would be but a half of this.
+    return jnp.where(rate > 1, 1, rate)
 
 
 class _Solution(NamedTuple):

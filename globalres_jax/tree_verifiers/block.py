@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, TreeDecision, Walk
 from globalres_jax.numerics import categorical
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.tree import TokenTree
@@ -78,9 +79,8 @@ def _draft_row(stacked: Any, dtype) -> Array:
 
 
 def _following(w: Array, p: Array, q: Array, token: Array) -> Array:
-    """w_i of draft x_i, from w_{i-1}."""
-    drawn = jnp.where(q[token] > 0, q[token], 1)
-    return jnp.minimum(1, w * p[token] / drawn)
+    """w_i of draft x_i, from w_{i-1}; 0 where x_i could not be drawn."""
+    return jnp.minimum(1, quotient(w * p[token], q[token]))
 
 
 def chance_of_last(ends: Array) -> Array:
@@ -109,10 +109,7 @@ def _ends(tokens: Array, p: Array, laws: tuple) -> tuple[Array, Array]:
         q = _draft_row(stacked, p.dtype)
         left = jnp.maximum(w * p[node] - q, 0)
         total = blockwise_sum(left)
-        missing = total + 1 - w
-        ends.append(
-            jnp.where(missing > 0, total / jnp.where(missing > 0, missing, 1), 0)
-        )
+        ends.append(quotient(total, total + 1 - w))
         rest.append(left)
         w = _following(w, p[node], q, tokens[node + 1])
     ends, rest = jnp.stack([*ends, w]), jnp.stack([*rest, p[-1]])

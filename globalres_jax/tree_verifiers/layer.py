@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, TargetRows, TreeDecision, Walk
 from globalres_jax.draft_laws import IID, DraftLaw
 from globalres_jax.numerics import categorical
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transport.layer_drafts import (
     LayerDrafts,
@@ -71,8 +72,7 @@ class _Flow(NamedTuple):
         """[D + 1] chance to stop at each level, if not below."""
         left = jnp.sum(self.left, axis=1)
         free = jnp.maximum(1 - jnp.sum(self.weight, axis=1), 0)
-        total = left + free
-        chance = jnp.where(total > 0, left / jnp.where(total > 0, total, 1), 0)
+        chance = quotient(left, left + free)
         return chance.at[0].set(1)
 
     @property
@@ -248,7 +248,5 @@ class LayerResolution:
         # Equal drafts are one node, which has the weight of all of them.
         weight = jnp.sum(jnp.where(layer.alike, weight[None], 0), axis=1)
         target, pick = target[at], solution.pick[at]
-        emitted = jnp.minimum(1, target / jnp.where(pick > 0, pick, 1))
-        return (
-            jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0) * emitted
-        )
+        emitted = jnp.minimum(1, quotient(target, pick))
+        return quotient(weight, total) * emitted

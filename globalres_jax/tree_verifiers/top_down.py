@@ -24,6 +24,7 @@ from globalres_jax.base import (
     Walk,
 )
 from globalres_jax.numerics import categorical
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.rows import by_platform, map_rows
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.tree import TokenTree
@@ -117,7 +118,7 @@ class TopDown:
             goes_on = goes_on.at[nodes[:, None], children].add(chance)
             total = jnp.sum(left, axis=1)
             stays = stays.at[nodes].set(total)
-            left = left / jnp.where(total > 0, total, 1)[:, None]
+            left = quotient(left, total[:, None])
             following = following.at[nodes].set(left)
         root = jnp.zeros(tree.num_nodes, p.dtype).at[0].set(1)
         reach = root

@@ -28,6 +28,7 @@ import numpy as np
 from globalres_jax.base import Array, TargetRows, TreeDecision, Walk
 from globalres_jax.draft_laws import IID, WithoutReplacement
 from globalres_jax.numerics import categorical
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.tree import TokenTree
 from globalres_jax.tree_verifiers.layers import (
@@ -152,18 +153,15 @@ def _look_at(layer: Layers, draft: Array, at: _Level) -> _Level:
     parent, slot = layer.parent[draft], layer.slot[draft]
     q, mass, weight = at.q[parent], at.mass[parent], at.weight[parent]
     stands = layer.drawn[draft] & layer.alike[draft, draft]
-    chance = jnp.where(q[slot] > 0, q[slot], 1)
-    below = jnp.where(stands, jnp.minimum(1, mass[slot] / chance), 0)
+    below = jnp.where(stands, jnp.minimum(1, quotient(mass[slot], q[slot])), 0)
 
     # What is left to the node once the draft is rejected.
     left = jnp.maximum(mass - q, 0)
     scale = at.scale[parent]
     total = blockwise_sum(left) + scale * layer.beyond[parent]
-    norm = total + 1 - weight
-    norm = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
+    norm = quotient(jnp.ones_like(total), total + 1 - weight)
     others = jnp.where(jnp.arange(len(q)) == slot, 0, q)
-    rest = blockwise_sum(others)
-    others = others / jnp.where(rest > 0, rest, 1)
+    others = quotient(others, blockwise_sum(others))
 
     def replaced(old: Array, new: Array) -> Array:
         return old.at[parent].set(jnp.where(stands, new, old[parent]))

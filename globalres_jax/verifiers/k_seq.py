@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import IID, DraftLaw
 from globalres_jax.numerics.powers import one_minus_power
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.verifiers.rule import (
     Rule,
@@ -72,6 +74,7 @@ class KSeq(Rule):
 
         bracket = jnp.ones((), dtype), jnp.asarray(n, dtype)
         _, divisor = jax.lax.fori_loop(0, _BISECTIONS, halve, bracket)
+        divisor = _with_derivatives(divisor, accept, n)
         b = accept(divisor)
         return KSeqPlan(divisor, b, one_minus_power(b, n))
 
@@ -83,8 +86,7 @@ class KSeq(Rule):
         drawn = law.lookup(q, draft_tokens)
         chance = accept_probability(p[draft_tokens] / plan.divisor, drawn)
         accept = accept_in_turn(chance)
-        scale = jnp.where(plan.accept > 0, plan.reach, 0)
-        scale = scale / jnp.where(plan.accept > 0, plan.accept, 1)
+        scale = quotient(plan.reach, plan.accept)
         taken = scale * jnp.minimum(law.take(p) / plan.divisor, q)
         residual = normalized_residual(jnp.maximum(p - law.spread(taken), 0), p)
         return Decision(accept, rejected(accept) * residual)
@@ -92,3 +94,22 @@ class KSeq(Rule):
     def acceptance_rate(self, p: Array, law: DraftLaw) -> Array:
         """1 - (1 - b)^n: []."""
         return self.prepare(p, law).reach
+
+
+def _with_derivatives(divisor: Array, accept: Callable, n: int | Array) -> Array:
+    """`divisor []` as the root of F(r) = 1 - (1 - b(r))^n - r b(r), differentiable.
+
+    dr = -dF / F'(r), the implicit function theorem. Where F does not fall at r it has
+    no derivative: r = 1 if there is one draft, and if all or nothing overlaps.
+    """
+    divisor = jax.lax.stop_gradient(divisor)
+
+    def excess(divisor: Array) -> Array:
+        b = accept(divisor)
+        return one_minus_power(b, n) - divisor * b
+
+    value, slope = jax.value_and_grad(excess)(divisor)
+    value, slope = value - jax.lax.stop_gradient(value), jax.lax.stop_gradient(slope)
+    falls = (slope < -jnp.finfo(slope.dtype).eps) & (divisor > 1)
+    # The first-order change is zero in value.
+    return divisor - jnp.where(falls, value / jnp.where(falls, slope, 1), 0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import IID, DraftLaw, Independent
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import mass_beyond
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.verifiers.rule import (
@@ -131,7 +132,7 @@ def _match(p: Array, laws: tuple[Array, Array], size: int) -> tuple[Match, Array
     """
     first, second = laws
     mean = 0.5 * (first + second)
-    score = jnp.where(mean > 0, p / jnp.where(mean > 0, mean, 1), 0)
+    score = quotient(p, mean)
     order = jnp.argsort(-score)
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
     # By order alone: i wins against every token behind it, and against itself.
@@ -154,7 +155,9 @@ def _match(p: Array, laws: tuple[Array, Array], size: int) -> tuple[Match, Array
     def sweep(_, log_odds: Array) -> Array:
         tiny = jnp.finfo(p.dtype).tiny
         wanted, won = jnp.maximum(p[tokens], tiny), jnp.maximum(winners(log_odds), tiny)
-        return jnp.clip(log_odds + jnp.clip(jnp.log(wanted / won), -2, 2), -30, 30)
+        return jnp.clip(
+            log_odds + jnp.clip(jnp.log(wanted) - jnp.log(won), -2, 2), -30, 30
+        )
 
     start = jnp.log(jnp.maximum(score[tokens], 1e-12))
     log_odds = jax.lax.fori_loop(0, _SWEEPS, sweep, jnp.clip(start, -30, 30))

@@ -16,6 +16,7 @@ from globalres_jax.draft_laws import (
     Independent,
     WithoutReplacement,
 )
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.verifiers.rule import Rule, accept_probability, outside_law
 
@@ -102,8 +103,7 @@ def _less(rest: _Rest, q: Array, outside_mass: Array) -> _Rest:
     """Normalised (p' - q)_+; p' itself if that is empty, which nobody reaches."""
     inside = jnp.maximum(rest.inside - q, 0)
     total = blockwise_sum(inside) + rest.scale * outside_mass
-    divisor = jnp.where(total > 0, total, 1)
-    left = _Rest(inside / divisor, rest.scale / divisor)
+    left = _Rest(quotient(inside, total), quotient(rest.scale, total))
     return jax.tree.map(lambda x, y: jnp.where(total > 0, x, y), left, rest)
 
 
@@ -116,8 +116,7 @@ def _rows(law: DraftLaw, draft_tokens: Array) -> Array:
         mine = jax.vmap(lambda token: _is_token(law, token))(draft_tokens)
         before = jnp.cumsum(mine, axis=0) - mine
         left = jnp.where(before > 0, 0, law.first)
-        total = blockwise_sum(left)[:, None]
-        return left / jnp.where(total > 0, total, 1)
+        return quotient(left, blockwise_sum(left)[:, None])
     rows = law.token_probs
     if isinstance(law, Deterministic):
         rows = jnp.eye(law.num_drafts, dtype=law.dtype)

@@ -12,12 +12,13 @@ import numpy as np
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import DraftLaw
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.validation import as_distribution, same_vocabulary
 
 
 def accept_probability(p: Array, q: Array) -> Array:
     """min(1, p / q), and 0 where a token cannot have been drafted."""
-    return jnp.where(q > 0, jnp.minimum(1, p / jnp.where(q > 0, q, 1)), 0)
+    return jnp.minimum(1, quotient(p, q))
 
 
 def rejected(accept: Array) -> Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Decision
 from globalres_jax.draft_laws import TopPlusSample
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.verifiers.rule import Rule, accept_probability, rejected
 
 
@@ -50,9 +51,9 @@ class SpecHub(Rule):
         lacking = jnp.maximum(p - law.spread(proposal), 0)
         lacking = lacking.at[slot].set(0, mode="drop")
         left = of_hub + jnp.sum(lacking)
-        to_hub = jnp.where(left > 0, of_hub / jnp.where(left > 0, left, 1), 1)
+        to_hub = jnp.where(left > 0, quotient(of_hub, left), 1)
         accept = chance + share * jnp.where(draft_tokens == slot, to_hub, 0)
-        return Decision(accept, share * lacking / jnp.where(left > 0, left, 1))
+        return Decision(accept, share * quotient(lacking, left))
 
     def acceptance_rate(self, p: Array, law: TopPlusSample) -> Array:
         """p_a + sum_{i != a} min(p_i, r_i): []."""

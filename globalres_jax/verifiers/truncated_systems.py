@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxopt
 import numpy as np
 
 from globalres_jax.base import Array
+from globalres_jax.transport.jaxopt_interface import known_root, minimize_in_box
 from globalres_jax.verifiers.rule import first_of_each
 
 #: Box of the log-parameters; the outer objective is flat along their common shift.
@@ -102,46 +102,86 @@ def _solve(system: System, q: Array, num_drafts: int, caps: Caps) -> Solved:
     used = jnp.arange(size) < count
     target = jnp.where(used, wanted[tokens], 0)
 
-    tuples, orders = multisets(size + 1, num_drafts)
-    tuples = jnp.asarray(tuples)
-    symbol = jnp.append(jnp.where(used, mass, 0), null)
-    chance = jnp.asarray(orders, q.dtype) * jnp.prod(symbol[tuples], axis=1)
-    # The last multiset is that of nulls alone.
-    chance = chance.at[-1].multiply(jnp.where(reject, 1, 0).astype(q.dtype))
-    counts = first_of_each(tuples) & (tuples < size)
-    nothing = jnp.where(reject | ~jnp.any(counts, axis=1), 0, -jnp.inf)
-    nothing = nothing.astype(q.dtype)[:, None]
-
-    def log_total(a: Array) -> Array:
-        terms = jnp.where(counts, jnp.append(a, 0)[tuples], -jnp.inf)
-        terms = jnp.concatenate([terms, nothing], axis=1)
-        return jax.nn.logsumexp(terms, axis=1)
-
-    def objective(a: Array) -> Array:
-        inside = jnp.where(chance > 0, chance * log_total(a), 0)
-        return jnp.sum(inside) - jnp.sum(jnp.where(target > 0, target * a, 0))
-
-    solver = jaxopt.LBFGSB(
-        objective,
-        maxiter=caps.maxiter,
-        tol=0.1 * caps.tau / math.sqrt(size),
-        implicit_diff=False,
-        unroll=False,
-    )
+    problem = _problem(jnp.where(used, mass, 0), target, null, reject, num_drafts)
+    given = jax.lax.stop_gradient(problem)
     # Padding, and tokens that want nothing, stay at the floor.
     start = jnp.where(target > 0, 0, -_BOX).astype(q.dtype)
-    bounds = (jnp.full(size, -_BOX, q.dtype), jnp.where(target > 0, _BOX, -_BOX))
-    a, state = solver.run(start, bounds=(bounds[0], bounds[1].astype(q.dtype)))
-    gradient = jnp.where(target > 0, jax.grad(objective)(a), 0)
+    high = jnp.where(target > 0, _BOX, -_BOX).astype(q.dtype)
+    tol = 0.1 * caps.tau / math.sqrt(size)
+    low = jnp.full(size, -_BOX, q.dtype)
+    a, state = minimize_in_box(given.objective, start, low, high, caps.maxiter, tol)
+    gradient = jnp.where(target > 0, jax.grad(given.objective)(a), 0)
     solved = jnp.sum(jnp.abs(gradient)) <= 2 * caps.tau
-    accepted = jnp.where(reject, -jnp.expm1(-log_total(a)), 1)
+    # Between the bounds parameters move with p and q, on them they stay.
+    enough = target > jnp.sqrt(jnp.finfo(q.dtype).tiny)
+    moves = enough & (jnp.abs(a) < _BOX)
+    a = known_root(_stationarity, a, problem, jnp.where(moves, given.wanted, 0))
+    accepted = jnp.where(reject, -jnp.expm1(-problem.log_total(a)), 1)
     return Solved(
         jnp.where(used, tokens, len(q)),
         a,
-        jnp.sum(chance * accepted),
+        jnp.sum(problem.chance * accepted),
         jnp.any(fits) & (solved | (count == 0)),
         state.iter_num,
     )
+
+
+class _Problem(NamedTuple):
+    """What is minimised: a pytree.
+
+    Attributes:
+      chance: [N] of each multiset.
+      wanted: [m] acceptance wanted of each token of T.
+      tuples: [N, n] the multisets, of symbols 0 to m; m is the null symbol.
+      counts: [N, n] bool, where a token of T stands for the first time.
+      nothing: [N, 1] log c, or 0 for a tuple without tokens.
+    """
+
+    chance: Array
+    wanted: Array
+    tuples: Array
+    counts: Array
+    nothing: Array
+
+    def log_total(self, a: Array) -> Array:
+        """[N] log(c + sum of exp a_i) over the tokens of each multiset."""
+        terms = jnp.where(self.counts, jnp.append(a, 0)[self.tuples], -jnp.inf)
+        terms = jnp.concatenate([terms, self.nothing], axis=1)
+        return jax.nn.logsumexp(terms, axis=1)
+
+    def objective(self, a: Array) -> Array:
+        """Of the parameters a [m]: []."""
+        inside = jnp.where(self.chance > 0, self.chance * self.log_total(a), 0)
+        wanted = jnp.where(self.wanted > 0, self.wanted * a, 0)
+        return jnp.sum(inside) - jnp.sum(wanted)
+
+
+def _problem(
+    mass: Array, wanted: Array, null: Array, reject: Array, num_drafts: int
+) -> _Problem:
+    """The problem for tokens of draft mass [m] that want `wanted [m]`."""
+    size = len(mass)
+    tuples, orders = multisets(size + 1, num_drafts)
+    tuples = jnp.asarray(tuples)
+    symbol = jnp.append(mass, null)
+    chance = jnp.asarray(orders, mass.dtype) * jnp.prod(symbol[tuples], axis=1)
+    # The last multiset is that of nulls alone.
+    chance = chance.at[-1].multiply(jnp.where(reject, 1, 0).astype(mass.dtype))
+    counts = first_of_each(tuples) & (tuples < size)
+    nothing = jnp.where(reject | ~jnp.any(counts, axis=1), 0, -jnp.inf)
+    nothing = nothing.astype(mass.dtype)[:, None]
+    return _Problem(chance, wanted, tuples, counts, nothing)
+
+
+def _stationarity(a: Array, problem: _Problem) -> Array:
+    """[m] zero at the solution, for the parameters that are not on their bounds.
+
+    Of the outer system the Jacobian is zero along the common shift, on which no output
+    depends. A little of the identity keeps the linear system solvable.
+    """
+    gradient = jax.grad(_Problem.objective, argnums=1)(problem, a)
+    ridge = jnp.sqrt(jnp.finfo(a.dtype).eps) * problem.wanted
+    return gradient + ridge * (a - jax.lax.stop_gradient(a))
 
 
 def max_tokens(num_drafts: int, max_tuples: int) -> int:
