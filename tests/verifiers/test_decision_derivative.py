@@ -49,7 +49,14 @@ def read_out(rules, make):
     return function
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Both run the same rules as others, and take longest to compile.
+        pytest.param(name, marks=SLOW) if name in ("one", "independent") else name
+        for name in LAWS
+    ],
+)
 def test_decisions(name, float64):
     """Of all rules but the two that solve something, by one program a law."""
     make = LAWS[name]
