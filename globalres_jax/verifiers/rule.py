@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,7 +24,9 @@ def accept_probability(p: Array, q: Array) -> Array:
 
 def rejected(accept: Array) -> Array:
     """1 - sum(accept): [] probability that none of `accept [n]` is; never below 0."""
-    return jnp.maximum(1 - jnp.sum(accept), 0)
+    left = 1 - jnp.sum(accept)
+    # A bound for rounding, which the derivative does not know.
+    return left + jax.lax.stop_gradient(jnp.maximum(left, 0) - left)
 
 
 def accept_in_turn(chance: Array) -> Array:
