@@ -198,6 +198,7 @@ def shown(monkeypatch, capsys):
             new > 0,
             empty_metrics(1, 1),
             np.array([failed]),
+            np.array([False]),
         )
         loaded = (target, None, "")
         monkeypatch.setattr(generate, "load_measured", lambda *_: loaded)
