@@ -229,6 +229,10 @@ def shown(monkeypatch, capsys):
         monkeypatch.setattr(
             generate, "compile_generate", lambda *_, **__: lambda: result
         )
+        chunk = gr.Chunk([new[0]], [new[0] > 0], np.array([False]), result)
+        monkeypatch.setattr(
+            generate, "compile_stream", lambda *_, **__: lambda: iter([chunk])
+        )
         assert main(["generate", "--prompt", prompt, *options]) == 0
         return capsys.readouterr()
 
