@@ -130,8 +130,12 @@ def _chunks(
 ) -> Iterator[Chunk]:
     state, text = start(*program.arrays)
     rest, seen, running = _unchanging(program), 0, True
+    places = jax.tree.map(lambda x: x.sharding, (state, text))
     while np.any(running):
         state, text, found = following(state, text, *rest, most)
+        if program.static["mesh"] is not None:
+            # Where the compiler left them is where another program would take them.
+            state, text = jax.device_put((state, text), places)
         result, running = found[0].first_columns(program.room), np.asarray(found[1])
         if not np.any(running):
             result = program.finish(result)
