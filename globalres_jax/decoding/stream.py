@@ -55,7 +55,8 @@ def stream(
     """`generate` as an iterator: the same tokens, as they are written.
 
     Two programs are compiled: one reads the prompts, one takes up to `steps_per_chunk`
-    steps, and serves any number of them. Between chunks the host reads what is new. To
+    steps, and serves any number of them (on a mesh it may be compiled twice, for where
+    its arrays lie). Between chunks the host reads what is new. To
     stop early, stop to iterate; what is there by then is the last chunk's `result`.
     For more on the arguments see `generate`.
 
