@@ -29,10 +29,12 @@ from globalres_jax import (
 )
 from globalres_jax.base import Decision, Model
 from globalres_jax.decoding.config import SpeculativeConfig
+from globalres_jax.decoding.generation import Generation
 from globalres_jax.decoding.loop import compile_generate, generate
 from globalres_jax.decoding.metrics import Metrics
 from globalres_jax.decoding.options import SamplingOptions
-from globalres_jax.decoding.program import Generation, plan
+from globalres_jax.decoding.program import plan
+from globalres_jax.decoding.stream import Chunk, stream
 from globalres_jax.draft_laws import (
     IID,
     Deterministic,
@@ -53,6 +55,7 @@ from globalres_jax.tree import TokenTree, paths
 __all__ = [
     "IID",
     "BoxLBFGS",
+    "Chunk",
     "Decision",
     "Deterministic",
     "Generation",
@@ -79,6 +82,7 @@ __all__ = [
     "planning",
     "sharding",
     "solve_transport",
+    "stream",
     "testing",
     "tree",
     "tree_verifiers",

@@ -2,7 +2,8 @@
 
 To import JAX takes seconds, and to compile a program does too, in one call that no
 Python handler can end. So a thread waits for the signal. It is there in processes that
-run a command alone: a library does not touch the signals of its user.
+run a command alone: a library does not touch the signals of its user. A command that
+has written part of its text may ask for the time to end it (`postponed`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 STATUS = 130
 _PACKAGE, _SCRIPT = "globalres_jax", "globalres-jax"
@@ -39,9 +42,51 @@ def watch() -> None:
     threading.Thread(target=_wait, args=(receiver,), daemon=True).start()
 
 
+@contextlib.contextmanager
+def postponed() -> Iterator[Callable[[], bool]]:
+    """What is inside ends by itself on Ctrl-C; the second Ctrl-C ends it at once.
+
+    So that what has been written can be brought to an end. What it yields says whether
+    Ctrl-C was asked for. A process that does not `watch` gets a handler of its own for
+    that time, where one can be had.
+    """
+    asked = threading.Event()
+    _POSTPONED.append(asked)
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    raises = is_main and before == signal.default_int_handler
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            signal.default_int_handler(number, frame)
+        asked.set()
+
+    if raises:
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        if raises:
+            signal.signal(signal.SIGINT, before)
+        _POSTPONED.remove(asked)
+
+
+#: Set on Ctrl-C: of those who would rather end by themselves, the last.
+_POSTPONED: list[threading.Event] = []
+
+
 def _wait(receiver: socket.socket) -> None:
-    while receiver.recv(1) != bytes([signal.SIGINT]):
+    while receiver.recv(1) != bytes([signal.SIGINT]) or _is_left_to_others():
         pass
     with contextlib.suppress(OSError):
         os.write(2, b"interrupted\n")
     os._exit(STATUS)
+
+
+def _is_left_to_others() -> bool:
+    """Whether somebody inside `postponed` has now been asked for the first time."""
+    asked = next(reversed(_POSTPONED), None)
+    if asked is None or asked.is_set():
+        return False
+    asked.set()
+    return True

@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 #: Stands for bytes that are no character, or not yet one.
 _INCOMPLETE = "\ufffd"
 
+#: Tokens before a piece that it is decoded with: more than one character has.
+_PAST = 16
+
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -47,6 +50,42 @@ def pieces(decode: Decode, prompt: Sequence[int], tokens: Sequence[int]) -> list
             context, fresh, shown = fresh, [], 0
             before = decode(context)
     return _as_parts_of(continuation(decode, prompt, tokens), found)
+
+
+class PieceStream:
+    """The `pieces` of tokens that come in parts, none of which cuts a character.
+
+    The tokens of a character that is not whole yet are held back, all of them. What
+    `add` and `end` return, one after another, are the pieces of all tokens.
+    """
+
+    def __init__(self, decode: Decode, prompt: Sequence[int]):
+        """Begins behind `prompt`, with `decode` from tokens to text."""
+        self._decode = decode
+        self._context, self._held = list(prompt)[-_PAST:], []
+
+    def add(self, tokens: Sequence[int]) -> list[str]:
+        """A piece for each token that is text now: those held back, then new ones."""
+        held = [*self._held, *(int(token) for token in tokens)]
+        found = pieces(self._decode, self._context, held)
+        whole = len(held)
+        if found and found[-1].endswith(_INCOMPLETE):
+            # The parts before the last one of a character say nothing.
+            said = [place for place, piece in enumerate(found[:-1], 1) if piece]
+            whole = said[-1] if said else 0
+        if len(held) - whole > _PAST:
+            whole = len(held)  # bytes that become no character
+        return self._show(held, found, whole)
+
+    def end(self) -> list[str]:
+        """The pieces of what is held back, a character or not; nothing comes after."""
+        held = self._held
+        return self._show(held, pieces(self._decode, self._context, held), len(held))
+
+    def _show(self, held: list[int], found: list[str], whole: int) -> list[str]:
+        self._context = [*self._context, *held[:whole]][-_PAST:]
+        self._held = held[whole:]
+        return found[:whole]
 
 
 def _as_parts_of(whole: str, found: list[str]) -> list[str]:

@@ -123,6 +123,13 @@ class Tokenizer:
         """
         return continuation.pieces(self.decode, _ints(prompt), _ints(tokens))
 
+    def stream_pieces(self, prompt) -> continuation.PieceStream:
+        """`decode_pieces` of tokens that come in parts, by its `add` and `end`.
+
+        A character that is not whole yet waits for its last token.
+        """
+        return continuation.PieceStream(self.decode, _ints(prompt))
+
     def token_id(self, token: str) -> int | None:
         """The number of a token given as text, or None."""
         return self._backend.token_to_id(token)

@@ -1,6 +1,7 @@
 """`python -m globalres_jax` as a stranger would use it."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 
@@ -10,7 +11,7 @@ import pytest
 import globalres_jax as gr
 from globalres_jax.__main__ import main
 from globalres_jax.commands import generate as command
-from globalres_jax.commands.generate import _pieces, _prompt_tokens, add_arguments
+from globalres_jax.commands.generate import _prompt_tokens, add_arguments
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.models import load
 
@@ -22,7 +23,11 @@ def decoding_compiled_once(monkeypatch):
     def compile_once(*args, **kwargs):
         return lambda: gr.generate(*args, **kwargs)
 
+    def stream_once(*args, **kwargs):
+        return lambda: gr.stream(*args, **kwargs)
+
     monkeypatch.setattr(command, "compile_generate", compile_once)
+    monkeypatch.setattr(command, "compile_stream", stream_once)
 
 
 GENERATE = ["generate", "--prompt", "ROMEO:", "--draft-length", "2"]
@@ -39,6 +44,7 @@ def test_generate_prints_one_json_object(capsys):
     assert main([*WHOLE, "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
     assert described["num_tokens"] == 64 and isinstance(described["text"], str)
+    assert described["finish_reason"] == "length"
     metrics = described["metrics"]
     assert 1 <= metrics["mean_acceptance_length"] <= 6
     assert 0 <= metrics["acceptance_rate"] <= 1
@@ -55,9 +61,35 @@ def test_generate_shows_text_and_metrics(capsys, decoding_compiled_once):
     for label in ("mean acceptance length", "acceptance rate", "per second"):
         assert label in out
     assert "optimal" not in out  # not measured
+    # What is streamed is what JSON has.
+    assert main([*GENERATE, *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] in out
     # At temperature 0 both ways write the same text, shown twice.
     first, second = out.split("mean acceptance length")[0].strip(), out.split(":\n")[-1]
     assert second.strip() in first
+
+
+def test_ctrl_c_ends_a_text_and_says_how_it_went(
+    capsys, monkeypatch, decoding_compiled_once
+):
+    looks = []
+
+    @contextlib.contextmanager
+    def asked_after_two_steps():
+        yield lambda: looks.append(capsys.readouterr().out) or len(looks) >= 2
+
+    monkeypatch.setattr(command, "postponed", asked_after_two_steps)
+    options = ["--temp", "0", *SMALL]
+    assert main([*GENERATE, *options, "--compare"]) == 130
+    captured = capsys.readouterr()
+    assert captured.err == "interrupted\n"
+    assert "mean acceptance length" in captured.out and "plain" not in captured.out
+    first, second = looks[0], looks[1]
+    assert first.startswith("ROMEO:") and second and len(looks) == 3
+    assert main([*GENERATE, *options, "--json"]) == 0
+    text = json.loads(capsys.readouterr().out)["text"]
+    written = first.removeprefix("ROMEO:") + second
+    assert text.startswith(written) and text != written
 
 
 @pytest.mark.parametrize("draft", ["layers:0", "prompt-lookup"])
@@ -102,7 +134,8 @@ def test_same_seed_same_text(capsys, decoding_compiled_once):
 def test_pieces_join_to_the_text():
     tokenizer = load("embedded").tokenizer
     tokens = tokenizer.encode("naïve Romeo, 東京!\n")
-    assert "".join(_pieces(tokenizer, np.array(tokens))) == tokenizer.decode(tokens)
+    pieces = tokenizer.decode_pieces([], np.array(tokens))
+    assert "".join(pieces) == tokenizer.decode(tokens)
 
 
 @pytest.mark.parametrize(

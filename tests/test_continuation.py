@@ -64,6 +64,34 @@ def test_pieces_of_any_tokens_join_to_the_continuation(name):
         assert "".join(tokenizer.decode_pieces(prompt, new)) == added
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_pieces_that_come_in_parts_cut_no_character(name):
+    tokenizer, rng = TOKENIZERS[name], np.random.default_rng(1)
+    text = "Once  upon é the 東 dog \U0001f600 the\n  dog \U0001f600"
+    tokens = np.array(tokenizer.encode(text))
+    for parts in (1, 2, 5, len(tokens)):
+        for cut in (0, 3):
+            stream, found = tokenizer.stream_pieces(tokens[:cut]), []
+            for part in np.array_split(tokens[cut:], parts):
+                found += stream.add(part)
+                # All of the text that is whole, and nothing else.
+                so_far = tokens[cut:][: len(found)]
+                added = tokenizer.decode_continuation(tokens[:cut], so_far)
+                assert "".join(found) == added and "\ufffd" not in added
+            found += stream.end()
+            assert found == tokenizer.decode_pieces(tokens[:cut], tokens[cut:])
+    # Of what is no text every token has its piece, and none waits for ever.
+    for _ in range(20):
+        prompt, new = (rng.integers(tokenizer.vocab_size, size=n) for n in (4, 40))
+        stream = tokenizer.stream_pieces(prompt)
+        found = [stream.add([token]) for token in new]
+        assert len(sum(found, stream.end())) == len(new)
+    stream = tokenizer.stream_pieces(tokens[:3])
+    half = tokenizer.encode("\U0001f600")[-1:]
+    if tokenizer.decode(half) == "\ufffd":
+        assert sum(map(len, (stream.add(half) for _ in range(40)))) > 17
+
+
 def test_pieces_of_a_long_text_cost_no_square():
     """Each looks at few tokens, however many are before it."""
     decoded, tokenizer = [], TOKENIZERS["bytes"]

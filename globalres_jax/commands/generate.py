@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
-from collections.abc import Sequence
 
 import jax
 import numpy as np
-from rich.color import ColorSystem
-from rich.console import Console
-from rich.style import Style
-from rich.table import Table
 
 from globalres_jax.base import Model
 from globalres_jax.commands.loading import load_measured
+from globalres_jax.commands.printing import (
+    TimedGeneration,
+    Writer,
+    as_json,
+    show_results,
+)
 from globalres_jax.commands.seeds import key_of_seed
 from globalres_jax.decoding.config import AUTO, SpeculativeConfig
-from globalres_jax.decoding.loop import Generation, compile_generate
-from globalres_jax.decoding.metrics import described
+from globalres_jax.decoding.loop import compile_generate
 from globalres_jax.decoding.program import plan
 from globalres_jax.decoding.request import check_room
+from globalres_jax.decoding.stream import compile_stream
 from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.drafters.prompt_lookup import PromptLookup
+from globalres_jax.interruption import postponed
 from globalres_jax.planning import kept_in, learn, observe, parse_shape
 from globalres_jax.planning.store import VARIABLE
 from globalres_jax.tree_verifiers import BY_NAME as TREE_RULES
@@ -149,10 +150,10 @@ def run(args: argparse.Namespace) -> None:
     if args.compare:
         results["plain"] = _timed(args, target, None, config, prompt)
     if args.json:
-        described = _as_json(args, target, results, prompt)
+        described = as_json(target.tokenizer, args.prompt, results, prompt)
         print(json.dumps(described, allow_nan=False))
     else:
-        _show(args, target, results, prompt)
+        show_results(target.tokenizer, _before(args, target), results, prompt)
     for name, result in results.items():
         if result.failed:
             print(
@@ -205,31 +206,6 @@ def _prompt_tokens(args: argparse.Namespace, target: Model) -> list[int]:
     return tokenizer.encode(text, special_tokens=False)
 
 
-class TimedGeneration:
-    """A `Generation` of one prompt, and how long the call took.
-
-    Attributes:
-      tokens: [T] the emitted tokens.
-      from_draft: [T] whether each had been drafted.
-      failed: whether it ended because the target's logits said nothing.
-      counts: as they were counted.
-      metrics: plain numbers and lists.
-    """
-
-    def __init__(self, result: Generation, compiling: float, running: float):
-        length = int(np.asarray(result.lengths)[0])
-        self.tokens = np.asarray(result.tokens)[0, :length]
-        self.from_draft = np.asarray(result.from_draft)[0, :length]
-        self.failed = bool(np.asarray(result.failed)[0])
-        self.counts = result.metrics
-        found = described(result.metrics)
-        self.metrics = {name: np.asarray(x)[0].tolist() for name, x in found.items()}
-        if math.isnan(self.metrics["optimal_acceptance_rate"]):
-            self.metrics["optimal_acceptance_rate"] = None  # JSON has no NaN
-        self.metrics["tokens_per_second"] = length / running
-        self.metrics["seconds_with_compilation"] = compiling + running
-
-
 def _planned(
     args: argparse.Namespace,
     target: Model,
@@ -237,14 +213,15 @@ def _planned(
     config: SpeculativeConfig,
     tokens: list[int],
 ) -> TimedGeneration:
-    """`_timed`, by the tree that pays if it is to be chosen."""
+    """Decodes by the tree that pays if it is to be chosen; shown at once or as JSON."""
+    decode = _timed if args.json else _streamed
     if config.tree != AUTO:
-        return _timed(args, target, draft, config, tokens)
+        return decode(args, target, draft, config, tokens)
     rows = np.asarray([tokens], np.int32), np.asarray([len(tokens)])
     chosen = plan(target, draft, *rows, config, args.max_tokens)
     if args.verbose:
         print(chosen, file=sys.stderr)
-    result = _timed(args, target, draft, chosen.config, tokens)
+    result = decode(args, target, draft, chosen.config, tokens)
     observe(chosen, result.counts)
     learn(wait=True)
     return result
@@ -257,17 +234,8 @@ def _timed(
     config: SpeculativeConfig,
     tokens: list[int],
 ) -> TimedGeneration:
-    prompt = np.asarray([tokens], np.int32)
     start = time.perf_counter()
-    decode = compile_generate(
-        key_of_seed(args.seed),
-        target,
-        draft,
-        prompt,
-        np.asarray([prompt.shape[1]]),
-        config,
-        max_new_tokens=args.max_tokens,
-    )
+    decode = compile_generate(*_request(args, target, draft, config, tokens))
     compiled = time.perf_counter()
     result = jax.block_until_ready(decode())
     return TimedGeneration(
@@ -275,89 +243,50 @@ def _timed(
     )
 
 
-def _as_json(
-    args: argparse.Namespace, target: Model, results: dict, prompt: list[int]
-) -> dict:
-    def describe(result: TimedGeneration) -> dict:
-        return {
-            "text": target.tokenizer.decode_continuation(prompt, result.tokens),
-            "num_tokens": len(result.tokens),
-            "failed": result.failed,
-            "metrics": result.metrics,
-        }
-
-    described = {"prompt": args.prompt, **describe(results["speculative"])}
-    if "plain" in results:
-        described["plain"] = describe(results["plain"])
-    return described
-
-
-def _pieces(tokenizer, tokens: np.ndarray, prompt: Sequence[int] = ()) -> list[str]:
-    """The text that each token adds; a character cut in two goes to its last part."""
-    return tokenizer.decode_pieces(prompt, tokens)
-
-
-def _styled(console: Console, text: str, style: str) -> str:
-    """A text in a style where the terminal shows styles, and as it is elsewhere.
-
-    Rich itself would read markup and smileys in it, and spread out its tabs.
-    """
-    plain = not console.is_terminal or console.legacy_windows or console.no_color
-    if plain or console.color_system is None:
-        return text
-    return Style.parse(style).render(text, color_system=ColorSystem.STANDARD)
-
-
-def _show(
-    args: argparse.Namespace, target: Model, results: dict, prompt: list[int]
-) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
-    spoken = results["speculative"]
-    gap = "\n\n" if _is_chat(args, target) else ""
-    text = [_styled(console, args.prompt + gap, "bold")]
-    pieces = _pieces(target.tokenizer, spoken.tokens, prompt)
-    for piece, drafted in zip(pieces, spoken.from_draft, strict=True):
-        text.append(_styled(console, piece, "green" if drafted else ""))
-    print("".join(text))
-    if console.is_terminal:
-        console.print("\ngreen: drafted; plain: from the target", style="dim")
-    console.print()
-    console.print(_table(results))
-    if "plain" in results:
-        plain = results["plain"]
-        console.print("\nplain decoding wrote:", style="dim")
-        wrote = target.tokenizer.decode_continuation(prompt, plain.tokens)
-        print(args.prompt + gap + wrote)
-
-
-def _table(results: dict) -> Table:
-    """What was measured, a column for each way to decode."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in results:
-        table.add_column(name, justify="right")
-
-    def row(label: str, key: str, form: str) -> None:
-        cells = []
-        for name, result in results.items():
-            drafts = name == "speculative" or not key.endswith("rate")
-            value = result.metrics[key]
-            known = drafts and value is not None
-            cells.append(form.format(value) if known else "-")
-        table.add_row(label, *cells)
-
-    row(
-        "mean acceptance length (tokens per target call)",
-        "mean_acceptance_length",
-        "{:.2f}",
+def _streamed(
+    args: argparse.Namespace,
+    target: Model,
+    draft: Model | PromptLookup | None,
+    config: SpeculativeConfig,
+    tokens: list[int],
+) -> TimedGeneration:
+    """`_timed`, written while it is decoded; Ctrl-C ends it after the step at hand."""
+    start = time.perf_counter()
+    begin = compile_stream(
+        *_request(args, target, draft, config, tokens), steps_per_chunk=1
     )
-    row("acceptance rate", "acceptance_rate", "{:.3f}")
-    if results["speculative"].metrics["optimal_acceptance_rate"] is not None:
-        row(
-            "optimal acceptance rate, same positions",
-            "optimal_acceptance_rate",
-            "{:.3f}",
+    compiled = time.perf_counter()
+    writer = Writer(target.tokenizer, _before(args, target), tokens)
+    with postponed() as interrupted:
+        for chunk in begin():
+            writer.write(chunk.tokens[0], chunk.from_draft[0])
+            if interrupted():
+                break
+        running = time.perf_counter() - compiled
+        ended = not chunk.running[0]
+        writer.end(interrupted=not ended)
+        result = TimedGeneration(
+            chunk.result, compiled - start, running, interrupted=not ended
         )
-    row("tokens per second", "tokens_per_second", "{:.1f}")
-    row("first call, compilation included (s)", "seconds_with_compilation", "{:.1f}")
-    return table
+        if interrupted():
+            show_results(target.tokenizer, "", {"speculative": result}, tokens)
+            raise KeyboardInterrupt
+    return result
+
+
+def _request(
+    args: argparse.Namespace,
+    target: Model,
+    draft: Model | PromptLookup | None,
+    config: SpeculativeConfig,
+    tokens: list[int],
+) -> tuple:
+    """The arguments of `generate`."""
+    prompt, lengths = np.asarray([tokens], np.int32), np.asarray([len(tokens)])
+    key = key_of_seed(args.seed)
+    return key, target, draft, prompt, lengths, config, args.max_tokens
+
+
+def _before(args: argparse.Namespace, target: Model) -> str:
+    """What is shown before the text: the prompt, apart from the answer in a chat."""
+    return args.prompt + ("\n\n" if _is_chat(args, target) else "")

@@ -48,6 +48,8 @@ _KINDS = {
     "top_p": optional(as_number),
     "min_p": optional(as_number),
     "measure_optimum": to_flag,
+    "log_probabilities": to_flag,
+    "top_log_probabilities": to_integer(0),
     "tree": optional(_to_tree),
     "law": to_law,
     "verifier": to_verifier,
@@ -88,6 +90,10 @@ class SpeculativeConfig:
       measure_optimum: whether to compute and count what the optimal rule would accept.
         `GlobalResolution` counts it anyway, from its plans. Rules for whole trees are
         not bound by it: the longest run is not the best rule at each position.
+      log_probabilities: whether to compute the log-probabilities of what is emitted
+        under the target, see `Generation`. If not, none are compiled.
+      top_log_probabilities: number of likeliest tokens whose log-probabilities are
+        wanted in every place, 0 for none; with some, `log_probabilities` is true.
 
     Raises:
       ValueError, TypeError: an option out of range, or a rule that does not serve a
@@ -107,6 +113,8 @@ class SpeculativeConfig:
     cache_length: int | None = None
     pad_id: int = -1
     measure_optimum: bool = False
+    log_probabilities: bool = False
+    top_log_probabilities: int = 0
 
     def __post_init__(self):
         if self.num_drafts is None:
@@ -114,6 +122,8 @@ class SpeculativeConfig:
             object.__setattr__(self, "num_drafts", number)
         for name, convert in _KINDS.items():
             object.__setattr__(self, name, convert(name, getattr(self, name)))
+        if self.top_log_probabilities:
+            object.__setattr__(self, "log_probabilities", True)
         _ = self.sampling  # checks the options
         if self.tree == AUTO:
             if isinstance(self.law, tuple):

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, Emitted, Walk
 from globalres_jax.cache import emitted_slots, write_slots
+from globalres_jax.decoding.config import SpeculativeConfig
+from globalres_jax.decoding.log_probabilities import (
+    LogProbabilities,
+    empty_log_probabilities,
+)
 
 
 class Ending(NamedTuple):
@@ -16,10 +22,12 @@ class Ending(NamedTuple):
     Attributes:
       ended: [B] bool, whether it emits nothing more.
       failed: [B] bool, whether that is because the target's logits were broken.
+      stopped: [B] bool, whether that is because its last token is an end token.
     """
 
     ended: Array
     failed: Array
+    stopped: Array
 
 
 def emit(
@@ -56,7 +64,8 @@ def emit(
     # What lies beyond the end of a text, or beyond its cap, was not wanted.
     failed = sound < jnp.minimum(length, budget)
     count = jnp.minimum(jnp.minimum(length, sound), budget)
-    ended = (count == budget) | (met_end & (count == length)) | failed
+    stopped = met_end & (count == length)
+    ended = (count == budget) | stopped | failed
     return (
         Emitted(
             tokens=text,
@@ -64,7 +73,7 @@ def emit(
             node=nodes,
             from_draft=index < accepted,
         ),
-        Ending(ended, failed),
+        Ending(ended, failed, stopped),
     )
 
 
@@ -75,26 +84,38 @@ class TextBuffer(NamedTuple):
       tokens: [B, T] filler beyond `lengths`.
       from_draft: [B, T] whether each had been drafted.
       lengths: [B].
+      scores: log-probabilities of the tokens, None where nobody asked.
     """
 
     tokens: Array
     from_draft: Array
     lengths: Array
+    scores: LogProbabilities | None
 
-    def extend(self, emitted: Emitted) -> TextBuffer:
-        """The text with what a step emitted behind it."""
+    def extend(self, emitted: Emitted, scores: LogProbabilities | None) -> TextBuffer:
+        """The text with what a step emitted, and its `scores [B, D + 1]`, behind it."""
+
+        def put(rows: Array, new: Array) -> Array:
+            return write_slots(rows, slots, new)
+
         slots = emitted_slots(emitted, self.lengths, self.tokens.shape[1])
         return TextBuffer(
-            write_slots(self.tokens, slots, emitted.tokens),
-            write_slots(self.from_draft, slots, emitted.from_draft),
+            put(self.tokens, emitted.tokens),
+            put(self.from_draft, emitted.from_draft),
             self.lengths + emitted.count,
+            jax.tree.map(put, self.scores, scores),
         )
 
 
-def empty_text(batch: int, size: int, filler: int) -> TextBuffer:
-    """Room for `size` tokens a row."""
+def empty_text(batch: int, size: int, config: SpeculativeConfig) -> TextBuffer:
+    """Room for `size` tokens a row, and what else the config asks for of each."""
+    filler, scores = config.pad_id, None
+    if config.log_probabilities:
+        top = config.top_log_probabilities
+        scores = empty_log_probabilities(batch, size, top, filler)
     return TextBuffer(
         jnp.full((batch, size), filler, jnp.int32),
         jnp.zeros((batch, size), bool),
         jnp.zeros(batch, jnp.int32),
+        scores,
     )

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, Drafter, Model
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.emission import TextBuffer, empty_text
+from globalres_jax.decoding.generation import Generation, as_generation
 from globalres_jax.decoding.options import SamplingOptions
-from globalres_jax.decoding.program import Generation, as_program
+from globalres_jax.decoding.program import as_program
 from globalres_jax.decoding.step import (
     Request,
     StepState,
@@ -89,10 +90,13 @@ def compile_generate(*args, **kwargs) -> Callable[[], Generation]:
     return lambda: program.finish(compiled(*program.arrays))
 
 
-_STATIC = ("config", "room", "capacity", "mesh", "platform")
+#: What goes from step to step: the state, and the text so far.
+Progress = tuple[StepState, TextBuffer]
+
+STATIC = ("config", "room", "capacity", "mesh", "platform")
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(jax.jit, static_argnames=STATIC)
 def _generate(*arrays, platform: str | None = None, **static) -> Generation:
     with on_platform(platform):
         return _decode(*arrays, **static)
@@ -114,18 +118,42 @@ def _decode(
     mesh=None,
 ) -> Generation:
     request = Request(target, drafter, options, ends, config)
+    state, text = begin(request, keys, prompts, lengths, budget, room, capacity)
+    return gather(mesh, as_generation(*advance(state, text, request)))
+
+
+def begin(
+    request: Request,
+    keys: Array,
+    prompts: Array,
+    lengths: Array,
+    budget: Array,
+    room: int,
+    capacity: int,
+) -> Progress:
+    """State and text before the first step; for the arguments see `first_state`.
+
+    `room` is how many tokens a row may become.
+    """
     state = first_state(request, keys, prompts, lengths, budget, capacity)
+    return state, empty_text(len(prompts), room, request.config)
 
-    def is_running(carry: tuple[StepState, TextBuffer]) -> Array:
-        return jnp.any(carry[0].budget > 0)
 
-    def step(carry: tuple[StepState, TextBuffer]) -> tuple[StepState, TextBuffer]:
-        state, emitted = decode_step(carry[0], request)
-        return with_types_of(carry, (state, carry[1].extend(emitted)))
+def advance(
+    state: StepState, text: TextBuffer, request: Request, most: Array | None = None
+) -> Progress:
+    """As many steps as it takes for every row to end, or at most `most []`."""
 
-    text = empty_text(len(prompts), room, config.pad_id)
-    state, text = jax.lax.while_loop(is_running, step, (state, text))
-    result = Generation(
-        text.tokens, text.lengths, text.from_draft, state.metrics, state.failed
-    )
-    return gather(mesh, result)
+    def is_running(carry: tuple[Array, Progress]) -> Array:
+        taken, (state, _) = carry
+        running = jnp.any(state.budget > 0)
+        return running if most is None else running & (taken < most)
+
+    def step(carry: tuple[Array, Progress]) -> tuple[Array, Progress]:
+        taken, (state, text) = carry
+        state, emitted, scores = decode_step(state, request)
+        following = with_types_of(carry[1], (state, text.extend(emitted, scores)))
+        return taken + 1, following
+
+    carry = jnp.int32(0), (state, text)
+    return jax.lax.while_loop(is_running, step, carry)[1]

@@ -14,14 +14,14 @@ from globalres_jax.base import Array, Drafter, Model, Params
 from globalres_jax.decoding.buckets import (
     Sizes,
     bucket_sizes,
-    first_columns,
     pad_prompts,
 )
 from globalres_jax.decoding.config import AUTO, SpeculativeConfig
+from globalres_jax.decoding.generation import Generation
 from globalres_jax.decoding.kinds import wrong_kind
-from globalres_jax.decoding.metrics import Metrics
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.decoding.request import (
+    check_alternatives,
     check_context,
     check_drafter,
     check_model,
@@ -35,27 +35,6 @@ from globalres_jax.planning.automatic import Plan, choose_plan, observe
 from globalres_jax.planning.question import Question
 from globalres_jax.sharding import mesh_of, place_rows
 from globalres_jax.validation import as_array, is_concrete
-
-
-class Generation(NamedTuple):
-    """Result of `generate`.
-
-    Attributes:
-      tokens: [B, T] int32, the config's `pad_id` beyond `lengths`; an end token that
-        ended a row is its last token.
-      lengths: [B] number of tokens emitted.
-      from_draft: [B, T] bool, the token had been drafted.
-      metrics: counts and rates, see `Metrics`.
-      failed: [B] bool, the row ended since what the target said next was no
-        distribution: a NaN among its logits, or nothing but -inf. The tokens before it
-        are as they should be.
-    """
-
-    tokens: Array
-    lengths: Array
-    from_draft: Array
-    metrics: Metrics
-    failed: Array
 
 
 class Program(NamedTuple):
@@ -77,10 +56,7 @@ class Program(NamedTuple):
         """What was asked for of a result; a plan learns from its metrics."""
         if self.plan is not None:
             observe(self.plan, result.metrics)
-        return result._replace(
-            tokens=first_columns(result.tokens, self.room),
-            from_draft=first_columns(result.from_draft, self.room),
-        )
+        return result.first_columns(self.room)
 
 
 class _Asked(NamedTuple):
@@ -187,6 +163,7 @@ def _ask(
     if not isinstance(options, SamplingOptions):
         raise wrong_kind("options", "SamplingOptions", options)
     check_model("target", target)
+    check_alternatives(config.top_log_probabilities, target.vocab_size)
     if draft is None or (config.tree != AUTO and config.token_tree.depth == 0):
         draft, config = NoDrafts(), config.plain()
     drafter = as_drafter(draft)

@@ -181,6 +181,14 @@ def check_model(name: str, model: Any) -> None:
         raise wrong_kind(name, "a Model (`models.load` loads one)", model)
 
 
+def check_alternatives(count: int, vocab_size: int) -> None:
+    """ValueError for more alternatives to a token than there are tokens."""
+    if count > vocab_size:
+        raise ValueError(
+            f"top_log_probabilities: {count} of a vocabulary of {vocab_size} tokens"
+        )
+
+
 def check_drafter(draft: Any) -> None:
     """TypeError for what drafts nothing: no model, no `Drafter`."""
     parts = ("check", "start", "propose", "commit")

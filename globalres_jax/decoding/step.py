@@ -26,6 +26,7 @@ from globalres_jax.base import (
 from globalres_jax.cache import prefill
 from globalres_jax.decoding.config import SampledPolicy, SpeculativeConfig
 from globalres_jax.decoding.emission import emit
+from globalres_jax.decoding.log_probabilities import LogProbabilities, of_emitted
 from globalres_jax.decoding.metrics import Metrics, count_step, empty_metrics
 from globalres_jax.decoding.options import FilteredRows, SamplingOptions, broken_rows
 from globalres_jax.numerics.rows import known_platform, map_rows
@@ -41,6 +42,7 @@ class StepState(NamedTuple):
       steps: [B] number of steps that each row has taken.
       budget: [B] tokens that each row may still emit; 0 where it has ended.
       failed: [B] bool, whether it has ended because the target's logits were broken.
+      stopped: [B] bool, whether it has ended with an end token.
       cache: the target's; all of the text but its last token.
       draft: the drafter's state.
       metrics: counts.
@@ -50,6 +52,7 @@ class StepState(NamedTuple):
     steps: Array
     budget: Array
     failed: Array
+    stopped: Array
     cache: Cache
     draft: State
     metrics: Metrics
@@ -99,14 +102,20 @@ def first_state(
         steps=jnp.zeros(batch, jnp.int32),
         budget=budget,
         failed=jnp.zeros(batch, bool),
+        stopped=jnp.zeros(batch, bool),
         cache=prefill(request.target, prompts, lengths, capacity),
         draft=request.drafter.start(prompts, lengths, capacity),
         metrics=empty_metrics(batch, request.config.token_tree.depth),
     )
 
 
-def decode_step(state: StepState, request: Request) -> tuple[StepState, Emitted]:
-    """One step of all rows; those that have ended emit nothing."""
+def decode_step(
+    state: StepState, request: Request
+) -> tuple[StepState, Emitted, LogProbabilities | None]:
+    """One step of all rows; those that have ended emit nothing.
+
+    Log-probabilities of what is emitted are there if the config asks for them.
+    """
     key_draft, key_verify = step_keys(state.keys, state.steps)
     proposal, draft = propose(key_draft, state.draft, request)
     logits, cache = score(state.cache, proposal.tokens, request)
@@ -115,17 +124,21 @@ def decode_step(state: StepState, request: Request) -> tuple[StepState, Emitted]
     emitted, ending = emit(walk, proposal.tokens, state.budget, request.ends, broken)
     cache, draft = commit(cache, draft, emitted, request)
     running = state.budget > 0
-    tree = request.config.token_tree
+    config, scores = request.config, None
+    if config.log_probabilities:
+        top = config.top_log_probabilities
+        scores = of_emitted(logits, emitted, broken, request.options, top)
     following = StepState(
         keys=state.keys,
         steps=state.steps + running,
         budget=jnp.where(ending.ended, 0, state.budget - emitted.count),
         failed=state.failed | ending.failed,
+        stopped=state.stopped | ending.stopped,
         cache=cache,
         draft=draft,
-        metrics=count_step(state.metrics, tree, running, walk, optimum),
+        metrics=count_step(state.metrics, config.token_tree, running, walk, optimum),
     )
-    return following, emitted
+    return following, emitted, scores
 
 
 def step_keys(keys: Array, steps: Array) -> tuple[Array, Array]:

@@ -130,6 +130,30 @@ def test_ctrl_c_ends_a_process_that_no_python_handler_would():
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_ctrl_c_can_be_left_to_who_is_writing_once(watched):
+    program = (
+        "import runpy, os, signal, time\n"
+        f"watch = runpy.run_path({str(interruption.__file__)!r})\n"
+        f"{watched} and watch['watch']()\n"
+        "with watch['postponed']() as asked:\n"
+        "    assert not asked()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    while not asked(): time.sleep(0.01)\n"
+        "    print('written', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(100)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50
+    )
+    assert done.stdout == "written\n"
+    if watched:
+        assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    else:
+        assert done.stderr.endswith("KeyboardInterrupt\n")
+
+
 @pytest.mark.parametrize(
     ("argv", "words", "is_command"),
     [
@@ -198,11 +222,16 @@ def shown(monkeypatch, capsys):
             new > 0,
             empty_metrics(1, 1),
             np.array([failed]),
+            np.array([False]),
         )
         loaded = (target, None, "")
         monkeypatch.setattr(generate, "load_measured", lambda *_: loaded)
         monkeypatch.setattr(
             generate, "compile_generate", lambda *_, **__: lambda: result
+        )
+        chunk = gr.Chunk([new[0]], [new[0] > 0], np.array([False]), result)
+        monkeypatch.setattr(
+            generate, "compile_stream", lambda *_, **__: lambda: iter([chunk])
         )
         assert main(["generate", "--prompt", prompt, *options]) == 0
         return capsys.readouterr()

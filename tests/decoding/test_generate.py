@@ -11,6 +11,7 @@ import pytest
 from loaded import DATA, LENGTH, prefill
 from mutants import ResidualFromTarget
 from scipy import stats
+from scipy.special import log_softmax
 
 import globalres_jax as gr
 from globalres_jax import models
@@ -221,10 +222,14 @@ def test_one_hot_target_leaves_no_choice():
 
 
 def test_zero_temperature_is_greedy_decoding():
-    """Each token is the likeliest after all before it, read in one pass."""
+    """Each token is the likeliest after all before it, read in one pass.
+
+    And as likely as the result says, next to the second.
+    """
     target, draft = models.load_pair(DATA / "qwen2", "layers:0")
     prompts, lengths = np.array([[3, 4, 5], [7, 0, 0]]), np.array([3, 1])
-    config, new = dataclasses.replace(CHEAP, temperature=0.0), LENGTH - 3
+    config = dataclasses.replace(CHEAP, temperature=0.0, top_log_probabilities=2)
+    new = LENGTH - 3
     found = gr.generate(
         jax.random.key(0), target, draft, prompts, lengths, config, new, eos_id=()
     )
@@ -234,10 +239,20 @@ def test_zero_temperature_is_greedy_decoding():
         texts, prompts, lengths, np.asarray(found.tokens), strict=True
     ):
         text[: length + new] = [*prompt[:length], *tokens]
-    likeliest = prefill(target, texts)[0].argmax(-1)
+    logits = log_softmax(np.float64(prefill(target, texts)[0]), axis=-1)
     for row, length in enumerate(lengths):
-        wanted = likeliest[row, length - 1 : length - 1 + new]
-        np.testing.assert_array_equal(found.tokens[row], wanted)
+        wanted = logits[row, length - 1 : length - 1 + new]
+        np.testing.assert_array_equal(found.tokens[row], wanted.argmax(-1))
+        np.testing.assert_allclose(
+            found.log_probabilities[row], wanted.max(-1), rtol=0, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            found.top_log_probabilities[row],
+            -np.sort(-wanted, axis=-1)[:, :2],
+            rtol=0,
+            atol=1e-5,
+        )
+    assert not np.any(found.sampling_log_probabilities)  # each certain
 
 
 def test_stops_at_ends_and_caps_of_each_row_and_nothing_leaks():

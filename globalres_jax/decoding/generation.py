@@ -1,0 +1,98 @@
+"""What decoding gives: texts, how they ended, counts, log-probabilities."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from globalres_jax.base import Array
+from globalres_jax.decoding.buckets import first_columns
+from globalres_jax.decoding.emission import TextBuffer
+from globalres_jax.decoding.metrics import Metrics
+from globalres_jax.decoding.step import StepState
+
+
+class Generation(NamedTuple):
+    """Result of `generate`.
+
+    Log-probabilities are natural logarithms, None unless the config asks for them with
+    `log_probabilities` or `top_log_probabilities`; beyond `lengths` they are 0.
+
+    Attributes:
+      tokens: [B, T] int32, the config's `pad_id` beyond `lengths`; an end token that
+        ended a row is its last token.
+      lengths: [B] number of tokens emitted.
+      from_draft: [B, T] bool, the token had been drafted.
+      metrics: counts and rates, see `Metrics`.
+      failed: [B] bool, the row ended since what the target said next was no
+        distribution: a NaN among its logits, or nothing but -inf. The tokens before it
+        are as they should be.
+      stopped: [B] bool, the row ended with an end token. One that neither stopped nor
+        failed reached its length cap. `finish_reasons` puts it in words.
+      log_probabilities: [B, T] of each token under the target, given all before it,
+        before temperature and filters.
+      sampling_log_probabilities: [B, T] after them: under the distribution that was
+        sampled.
+      top_tokens: [B, T, k] the likeliest tokens in the place of each, `pad_id` beyond
+        `lengths`; k is the config's `top_log_probabilities`.
+      top_log_probabilities: [B, T, k] theirs, before temperature and filters,
+        descending.
+    """
+
+    tokens: Array
+    lengths: Array
+    from_draft: Array
+    metrics: Metrics
+    failed: Array
+    stopped: Array
+    log_probabilities: Array | None = None
+    sampling_log_probabilities: Array | None = None
+    top_tokens: Array | None = None
+    top_log_probabilities: Array | None = None
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """Why each row ended: "stop" (an end token), "length" (its cap), "failed".
+
+        On the host, where the values can be seen; for rows that have ended.
+        """
+        flags = zip(np.asarray(self.failed), np.asarray(self.stopped), strict=True)
+        return [
+            "failed" if failed else "stop" if stopped else "length"
+            for failed, stopped in flags
+        ]
+
+    def first_columns(self, size: int) -> Generation:
+        """The same with T = `size`; what lies beyond must be empty."""
+        return Generation(
+            *(
+                first_columns(x, size) if name in _BY_TOKEN and x is not None else x
+                for name, x in zip(self._fields, self, strict=True)
+            )
+        )
+
+
+_BY_TOKEN = frozenset(
+    {
+        "tokens",
+        "from_draft",
+        "log_probabilities",
+        "sampling_log_probabilities",
+        "top_tokens",
+        "top_log_probabilities",
+    }
+)
+
+
+def as_generation(state: StepState, text: TextBuffer) -> Generation:
+    """The text so far, and what the state counts."""
+    return Generation(
+        text.tokens,
+        text.lengths,
+        text.from_draft,
+        state.metrics,
+        state.failed,
+        state.stopped,
+        *(text.scores or ()),
+    )
