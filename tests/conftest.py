@@ -33,7 +33,9 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_debug_key_reuse", True)
+
+#: Where random keys are what is tested, or close to it.
+_WITH_KEYS = ("decoding", "draft_laws", "drafters", "numerics", "tree_verifiers")
 
 
 def pytest_collection_finish():
@@ -41,6 +43,13 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def keys_are_used_once(request):
+    """A key used twice is an error; the check takes its part of every compilation."""
+    with jax.debug_key_reuse(request.path.parent.name in _WITH_KEYS):
+        yield
 
 
 @pytest.fixture

@@ -52,8 +52,10 @@ def read_out(rules, make):
 @pytest.mark.parametrize(
     "name",
     [
-        # Both run the same rules as others, and take longest to compile.
-        pytest.param(name, marks=SLOW) if name in ("one", "independent") else name
+        # They run the same rules as others, and take longest to compile.
+        pytest.param(name, marks=SLOW)
+        if name in ("one", "independent", "without replacement")
+        else name
         for name in LAWS
     ],
 )

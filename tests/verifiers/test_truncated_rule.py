@@ -60,12 +60,15 @@ def test_bounds_of_the_paper_for_one_to_three_drafts_as_data(tau, float64):
     bound = found.plan.upper_bound[solved]
     np.testing.assert_allclose(bound, best, atol=1e-9)
 
-    # An int takes another way to the same plan.
-    i = np.flatnonzero(counts == 2)[-1]
-    plan = jax.jit(rule.prepare)(p[i], gr.IID(q[i], 2))
-    chex.assert_trees_all_close(
-        plan, jax.tree.map(lambda x: x[i], found.plan), atol=1e-12
-    )
+
+@pytest.mark.sweep
+def test_a_python_number_of_drafts_takes_another_way_to_the_same_plan(float64):
+    rule = TruncatedGlobalResolution(tau=1e-3)
+    p, q = (jnp.asarray(x) for x in next(distributions(5, seed=4, count=1)))
+    prepare = jax.jit(rule.prepare)
+    plan = prepare(p, gr.IID(q, 2))
+    as_data = prepare(p, gr.IID(q, jnp.asarray(2), max_drafts=MOST))
+    chex.assert_trees_all_close(plan, as_data, atol=1e-12)
 
 
 def test_the_published_method_passes_over_unused_slots(float64):
