@@ -35,7 +35,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 #: Where random keys are what is tested, or close to it.
-_WITH_KEYS = ("decoding", "draft_laws", "drafters", "numerics", "tree_verifiers")
+_WITH_KEYS = ("decoding", "draft_laws", "drafters", "numerics")
 
 
 def pytest_collection_finish():

@@ -49,7 +49,9 @@ def by_sorting(logits, temperature, top_k, top_p, min_p):
     return weights / weights.sum()
 
 
-@pytest.mark.parametrize("vocab_size", [50, 5000])
+@pytest.mark.parametrize(
+    "vocab_size", [50, pytest.param(5000, marks=pytest.mark.sweep)]
+)
 def test_each_row_has_its_own_options_and_they_are_data(vocab_size):
     """Of 5,000 tokens a CPU sees only the likeliest."""
     rng = np.random.default_rng(0)
@@ -157,6 +159,7 @@ def test_the_derivative_is_that_of_the_kept_tokens(float64, vocab_size, options)
     np.testing.assert_allclose(found, softmax * (weights - mean) / 0.7, atol=1e-12)
 
 
+@pytest.mark.sweep
 def test_vmap_is_a_batch():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1000)), jnp.float32)
     for top_k, top_p in ((10, 0.5), (None, 0.5)):

@@ -47,7 +47,7 @@ def test_other_shapes_have_it_too(tree, float64):
     "make",
     [
         gr.WithoutReplacement,
-        (independent, gr.IID),
+        pytest.param((independent, gr.IID), marks=pytest.mark.sweep, id="different"),
         pytest.param(gr.TopPlusSample, marks=pytest.mark.sweep),
         pytest.param(likeliest, marks=pytest.mark.sweep),
         pytest.param(

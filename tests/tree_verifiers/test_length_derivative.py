@@ -45,7 +45,7 @@ def length(rule, tree, make):
         (Block(), gr.tree.chain(3), gr.IID),
         (Traversal(), gr.tree.branching((2, 1)), gr.WithoutReplacement),
         pytest.param(Traversal(), gr.paths(2, 2), gr.IID, marks=SLOW),
-        (TopDown(gr.verifiers.KSeq()), gr.paths(2, 2), gr.IID),
+        pytest.param(TopDown(gr.verifiers.KSeq()), gr.paths(2, 2), gr.IID, marks=SLOW),
         pytest.param(TopDown(SOLVED), gr.paths(2, 2), gr.IID, marks=SLOW),
         (LAYER, gr.paths(2, 2), gr.IID),
         pytest.param(

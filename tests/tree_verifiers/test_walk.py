@@ -66,7 +66,7 @@ def p_value(rule, make, tree=TREE):
         pytest.param(
             "recursive-rejection", gr.WithoutReplacement, marks=pytest.mark.sweep
         ),
-        ("global-resolution", gr.IID),
+        pytest.param("global-resolution", gr.IID, marks=pytest.mark.sweep),
     ],
 )
 def test_walks_follow_the_law(rule, make):

@@ -112,6 +112,7 @@ def test_spec_hub_is_lossless_and_the_optimum(float64):
         assert found.rate[i] == pytest.approx(best, abs=1e-9)
 
 
+@pytest.mark.sweep
 def test_global_resolution_of_different_drafts_by_clocks(float64):
     """Few, for this solve takes longest."""
     cases = rule_cases.fewer(rule_cases.batch("without replacement", 3, np.float64), 12)
