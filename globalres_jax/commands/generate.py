@@ -107,7 +107,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="drafted paths (1 on a CPU, for single drafts and prompt-lookup; else 3)",
     )
-    parser.add_argument("--draft-length", type=int, default=5, help="tokens a path")
+    parser.add_argument(
+        "--draft-length",
+        type=int,
+        help="tokens a path (5; 2 for prompt-lookup, which seldom finds more)",
+    )
     parser.add_argument("--temp", type=float, default=1.0, help="0 is greedy")
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)
@@ -168,14 +172,16 @@ def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
     if tree not in (None, AUTO):
         tree = parse_shape(tree).tree
     verifier = by_name(args.verifier)
-    num_drafts = args.num_drafts
+    num_drafts, length = args.num_drafts, args.draft_length
+    looked_up = draft_name == "prompt-lookup"
     if num_drafts is None:
-        single = isinstance(verifier, SingleDraft | Block)
-        single = single or draft_name == "prompt-lookup"
+        single = looked_up or isinstance(verifier, SingleDraft | Block)
         num_drafts = 1 if single else None
+    if length is None:
+        length = 2 if looked_up else 5
     return SpeculativeConfig(
         num_drafts=num_drafts,
-        draft_length=args.draft_length,
+        draft_length=length,
         tree=tree,
         law=LAWS[args.law],
         verifier=verifier,
