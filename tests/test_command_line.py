@@ -80,7 +80,7 @@ def test_ctrl_c_ends_a_text_and_says_how_it_went(
 
     monkeypatch.setattr(command, "postponed", asked_after_two_steps)
     options = ["--temp", "0", *SMALL]
-    assert main([*GENERATE, *options, "--compare"]) == 130
+    assert main([*GENERATE, *options]) == 130
     captured = capsys.readouterr()
     assert captured.err == "interrupted\n"
     assert "mean acceptance length" in captured.out and "plain" not in captured.out

@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     _add_options(parser)
     parser.add_argument(
-        "--compare", action="store_true", help="also decode without drafts"
+        "--compare",
+        action="store_true",
+        help="also decode without drafts; the texts are shown when both are there",
     )
     parser.add_argument(
         "--verbose",
@@ -157,7 +159,13 @@ def run(args: argparse.Namespace) -> None:
         described = as_json(target.tokenizer, args.prompt, results, prompt)
         print(json.dumps(described, allow_nan=False))
     else:
-        show_results(target.tokenizer, _before(args, target), results, prompt)
+        before = _before(args, target)
+        if args.compare:
+            writer = Writer(target.tokenizer, before, prompt)
+            spoken = results["speculative"]
+            writer.write(spoken.tokens, spoken.from_draft)
+            writer.end(interrupted=False)
+        show_results(target.tokenizer, before, results, prompt)
     for name, result in results.items():
         if result.failed:
             print(
@@ -219,8 +227,12 @@ def _planned(
     config: SpeculativeConfig,
     tokens: list[int],
 ) -> TimedGeneration:
-    """Decodes by the tree that pays if it is to be chosen; shown at once or as JSON."""
-    decode = _timed if args.json else _streamed
+    """Decodes by the tree that pays, if it is to be chosen.
+
+    Written at once, but for JSON, and where speeds are compared: both ways are then
+    timed alike, without writing.
+    """
+    decode = _timed if args.json or args.compare else _streamed
     if config.tree != AUTO:
         return decode(args, target, draft, config, tokens)
     rows = np.asarray([tokens], np.int32), np.asarray([len(tokens)])
