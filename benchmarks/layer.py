@@ -116,10 +116,8 @@ def main() -> None:
         def walk(key, tokens, logits, laws, rule=rule):
             options = gr.SamplingOptions(temperature=jnp.float32(1))
             p = FilteredRows(logits, options, broken_rows(logits))
-            if not getattr(rule, "reads_rows", False):
-                p = p[jnp.arange(tree.num_nodes)]
             with on_platform(jax.default_backend()):
-                return rule.walk(key, tree, tokens, p, laws)
+                return rule.walk(key, tree, tokens, p.shown_to(rule), laws)
 
         report(f"{args.shape}, {name}", walk, problems, args.repeats)
 

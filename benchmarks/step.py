@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import globalres_jax as gr
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.decoding import step
+from globalres_jax.decoding.options import broken_rows
 from globalres_jax.decoding.step import Request, StepState, first_state
 from globalres_jax.drafters import as_drafter
 from globalres_jax.numerics.rows import on_platform
@@ -111,7 +112,9 @@ def pieces(request: Request) -> dict[str, Callable]:
 
     def verify(state, made):
         keys = step.step_keys(state.keys, state.steps)[1]
-        walk, _ = step.verify(keys, made["proposal"], made["logits"], request)
+        walk, _ = step.verify(
+            keys, made["proposal"], made["logits"], made["broken"], request
+        )
         return state._replace(steps=state.steps + 1), made | {"walk": walk}
 
     def filters(state, made):
@@ -189,9 +192,10 @@ def main() -> None:
             keys = step.step_keys(state.keys, state.steps)
             proposal, _ = step.propose(keys[0], state.draft, request)
             logits, _ = step.score(state.cache, proposal.tokens, request)
-            walk, _ = step.verify(keys[1], proposal, logits, request)
-        kept = logits[:, 0, 0]
-        return {"proposal": proposal, "logits": logits, "walk": walk, "kept": kept}
+            broken = broken_rows(logits)
+            walk, _ = step.verify(keys[1], proposal, logits, broken, request)
+        made = {"proposal": proposal, "logits": logits, "broken": broken}
+        return made | {"walk": walk, "kept": logits[:, 0, 0]}
 
     made = first(state, request)
     loops, compiling = {}, {}

@@ -70,7 +70,7 @@ def as_integer(name: str, value: Any, low: int, high: int = LARGEST) -> int:
     """
     number = _scalar(name, value, "an integer")
     if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name}: expected an integer, got {_shown(value)}")
+        raise wrong_kind(name, "an integer", value)
     if number < low:
         least = "0 or more" if low == 0 else f"at least {low}"
         raise ValueError(f"{name}: must be {least}, got {number}")
@@ -83,7 +83,7 @@ def as_number(name: str, value: Any) -> float:
     """A number as Python's own, see `as_integer`; TypeError for anything else."""
     number = _scalar(name, value, "a number")
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise TypeError(f"{name}: expected a number, got {_shown(value)}")
+        raise wrong_kind(name, "a number", value)
     return number
 
 
@@ -98,10 +98,10 @@ def _scalar(name: str, value: Any, wanted: str) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
-    """A value of a wrong kind, in a few words."""
+def wrong_kind(name: str, wanted: str, value: Any) -> TypeError:
+    """The error for an argument that is something else."""
     shown = f"{value!r:.60}".partition("\n")[0]
-    return f"{shown} ({type(value).__name__})"
+    return TypeError(f"{name}: expected {wanted}, got {shown} ({type(value).__name__})")
 
 
 def as_distribution(

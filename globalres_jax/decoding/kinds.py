@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from globalres_jax.tree import TokenTree
-from globalres_jax.validation import LARGEST, as_integer
+from globalres_jax.validation import LARGEST, as_integer, wrong_kind
 
 #: `(name, value) -> value`, or an error that names the argument.
 Convert = Callable[[str, Any], Any]
@@ -68,9 +68,3 @@ def to_verifier(name: str, value: Any) -> Any:
     if not callable(getattr(value, "check", None)) or not (walks or decides):
         raise wrong_kind(name, "a rule, such as verifiers.GlobalResolution()", value)
     return value
-
-
-def wrong_kind(name: str, wanted: str, value: Any) -> TypeError:
-    """The error for an argument that is something else."""
-    shown = f"{value!r:.60}".partition("\n")[0]
-    return TypeError(f"{name}: expected {wanted}, got {shown} ({type(value).__name__})")

@@ -9,10 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from globalres_jax.base import Array
-from globalres_jax.decoding.kinds import wrong_kind
+from globalres_jax.base import Array, TreeVerifier
 from globalres_jax.transforms import check_filters, probabilities, safe_temperature
-from globalres_jax.validation import LARGEST, as_array, as_integer, is_concrete
+from globalres_jax.validation import (
+    LARGEST,
+    as_array,
+    as_integer,
+    is_concrete,
+    wrong_kind,
+)
 
 _NAMES = ("temperature", "top_k", "top_p", "min_p")
 
@@ -156,6 +161,12 @@ class FilteredRows:
             logits = jax.lax.optimization_barrier(self.logits[:, self.row, node])
             logits = jnp.moveaxis(logits, 0, -1)
         return self.options.to_probabilities(mended(logits, self.broken[node]))
+
+    def shown_to(self, rule: TreeVerifier) -> FilteredRows | Array:
+        """These rows for a rule that reads some of them, else an array of all."""
+        if getattr(rule, "reads_rows", False):
+            return self
+        return self[jnp.arange(self.shape[0])]
 
 
 def broken_rows(logits: Array) -> Array:

@@ -18,7 +18,6 @@ from globalres_jax.decoding.buckets import (
 )
 from globalres_jax.decoding.config import AUTO, SpeculativeConfig
 from globalres_jax.decoding.generation import Generation
-from globalres_jax.decoding.kinds import wrong_kind
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.decoding.request import (
     check_alternatives,
@@ -34,7 +33,7 @@ from globalres_jax.drafters import NoDrafts, as_drafter
 from globalres_jax.planning.automatic import Plan, choose_plan, observe
 from globalres_jax.planning.question import Question
 from globalres_jax.sharding import mesh_of, place_rows
-from globalres_jax.validation import as_array, is_concrete
+from globalres_jax.validation import as_array, is_concrete, wrong_kind
 
 
 class Program(NamedTuple):

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
-from globalres_jax.decoding.kinds import wrong_kind
-from globalres_jax.validation import LARGEST, as_array, is_concrete
+from globalres_jax.validation import LARGEST, as_array, is_concrete, wrong_kind
 
 
 def check_prompts(prompts: Array, lengths: Array, vocab_size: int) -> int:

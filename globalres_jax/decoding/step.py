@@ -120,7 +120,7 @@ def decode_step(
     proposal, draft = propose(key_draft, state.draft, request)
     logits, cache = score(state.cache, proposal.tokens, request)
     broken = broken_rows(logits)
-    walk, optimum = verify(key_verify, proposal, logits, request)
+    walk, optimum = verify(key_verify, proposal, logits, broken, request)
     emitted, ending = emit(walk, proposal.tokens, state.budget, request.ends, broken)
     cache, draft = commit(cache, draft, emitted, request)
     running = state.budget > 0
@@ -171,17 +171,18 @@ def score(cache: Cache, tokens: Array, request: Request) -> tuple[Array, Cache]:
 
 
 def verify(
-    keys: Array, proposal: Proposal, logits: Array, request: Request
+    keys: Array, proposal: Proposal, logits: Array, broken: Array, request: Request
 ) -> tuple[Walk, Array]:
-    """3. A walk for each row; and the optimum at its nodes [B, D], NaN if not known."""
+    """3. A walk for each row; and the optimum at its nodes [B, D], NaN if not known.
+
+    Rows that are `broken [B, N]` are shown as in `FilteredRows`.
+    """
     config = request.config
     tree, rule = config.token_tree, config.tree_verifier
     rule.check(tree, proposal.laws)
 
     def row(key, tokens, p, laws) -> tuple[Walk, Array]:
-        # A rule that takes an array gets one.
-        shown = p if getattr(rule, "reads_rows", False) else p[jnp.arange(len(tokens))]
-        walk = rule.walk(key, tree, tokens, shown, laws)
+        walk = rule.walk(key, tree, tokens, p.shown_to(rule), laws)
         if config.measure_optimum:
             optimum = optimum_along(tree, tokens, p, laws, walk)
         elif walk.optimum is not None:
@@ -190,7 +191,7 @@ def verify(
             optimum = jnp.full(tree.depth, jnp.nan, p.dtype)
         return walk._replace(optimum=None), optimum
 
-    arrays, broken = (keys, proposal.tokens, proposal.laws), broken_rows(logits)
+    arrays = keys, proposal.tokens, proposal.laws
     if not by_columns(request.target):
 
         def from_rows(key, tokens, laws, logits, broken, options):

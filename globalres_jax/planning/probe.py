@@ -249,9 +249,7 @@ def _accept(
             p = FilteredRows(logits, options, broken[index], index)
         else:
             p = FilteredRows(logits[index], options, broken[index])
-        reads = getattr(rule, "reads_rows", False)
-        shown = p if reads else p[jnp.arange(len(tokens))]
-        added = expected_by_level(rule, tree, tokens, shown, laws)
+        added = expected_by_level(rule, tree, tokens, p.shown_to(rule), laws)
         return added, categorical.sample(key, p[jnp.int32(0)])
 
     def body(_, carry):

@@ -126,7 +126,7 @@ class LayerResolution:
         missed = jnp.cumprod((1 - stop)[::-1])[::-1]
         reach = jnp.append(missed[1:], 1) * stop
         total = jnp.sum(flow.left, axis=1)
-        share = flow.left * (reach / jnp.where(total > 0, total, 1))[:, None]
+        share = flow.left * quotient(reach, total)[:, None]
         ends = share[tree.depths, layout(tree).place]
         rows = functools.partial(flow.residuals.row, tree, held, p)
         return TreeDecision(ends, jax.vmap(rows)(jnp.arange(tree.num_nodes)))

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, TargetRows, TreeDecision, Walk
 from globalres_jax.draft_laws import IID
 from globalres_jax.numerics import categorical
+from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.tree import TokenTree
@@ -136,10 +137,7 @@ def _select(tree: TokenTree, tokens: Array, p: TargetRows, held: Support) -> _Se
         left = jnp.maximum(weight * row - skewed, 0)
         beyond = jnp.maximum(1 - blockwise_sum(row), 0)
         total = blockwise_sum(left) + weight * beyond
-        missing = total + 1 - weight
-        ends.append(
-            jnp.where(missing > 0, total / jnp.where(missing > 0, missing, 1), 0)
-        )
+        ends.append(quotient(total, total + 1 - weight))
         weights.append(weight)
         rest.append(left)
 
@@ -207,7 +205,7 @@ def _narrowed(
     for fork, less_now in zip(reversed(forks), reversed(less), strict=True):
         before, at = fork.before + fork.at * before, fork.at * at
         scale = before + at
-        inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
+        inverse = quotient(jnp.ones_like(scale), scale)
         narrowed.append(
             _Fork(before * inverse, at * inverse, less_now * inverse, fork.drafts)
         )
