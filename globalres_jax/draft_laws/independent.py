@@ -42,20 +42,12 @@ class Independent(DraftLaw):
     def __init__(self, probs: Array, max_support: int | None = None):
         probs = checked_row(probs, max_support, ndim=2)
         self.vocab_size = probs.shape[-1]
-        self.tokens, self.token_probs = None, normalized(probs)
-        if max_support is not None and max_support < self.vocab_size:
-            self._hold_union(max_support)
-
-    def _hold_union(self, max_support: int) -> None:
-        """Holds the likeliest tokens of all rows together, `max_support` for each."""
-        size = min(self.num_drafts * max_support, self.vocab_size)
-        if size < self.vocab_size:
-            # Each row's own come first, however small they are in it: a row must not
-            # lose all of its tokens to the others.
-            own = jax.vmap(lambda row: top_tokens(row, max_support))(self.token_probs)
-            likeliest = jnp.max(self.token_probs, axis=0)
-            self.tokens = top_tokens(likeliest.at[own.reshape(-1)].add(1), size)
-        self.token_probs = normalized(self.take(self.token_probs))
+        self.tokens = None
+        most = len(probs) * (max_support or self.vocab_size)
+        if most < self.vocab_size:
+            self.tokens = _union(probs, max_support, most)
+            probs = probs.at[:, self.tokens].get(mode="promise_in_bounds")
+        self.token_probs = normalized(probs)
 
     @property
     def num_drafts(self) -> int:
@@ -109,3 +101,18 @@ class Independent(DraftLaw):
         beyond = jax.vmap(mass_beyond)(self.token_probs[:, order])
         inside = jnp.log1p(-jnp.minimum(beyond, 1 - eps))
         return jnp.where(beyond.max(0) >= 1 - eps, 1, -jnp.expm1(inside.sum(0)))
+
+
+def _union(probs: Array, each: int, size: int) -> Array:
+    """[size] tokens: the `each` likeliest of every row of `probs [n, V]`, and more."""
+    likeliest = jax.lax.stop_gradient(jnp.max(probs, axis=0))
+
+    def by_rows() -> Array:
+        # Each row's own come first, however small they are in it: a row must not
+        # lose all of its tokens to the others.
+        own = jax.vmap(lambda row: top_tokens(row, each))(probs)
+        return top_tokens(likeliest.at[own.reshape(-1)].add(1), size)
+
+    # Most often all that have mass fit, and then each row's own are among them.
+    all_fit = jnp.sum(likeliest > 0, dtype=jnp.int32) <= size
+    return jax.lax.cond(all_fit, lambda: top_tokens(likeliest, size), by_rows)
