@@ -24,6 +24,9 @@ SUPPORTED_TYPES = (
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
 )
 
+#: Bytes that are worth a call of the package's, and with sixteen times as many a cache.
+_LONG_ROW = 1 << 13
+
 _PART = re.compile(r"(?P<lead>.*)-00001-of-(?P<count>\d{5})\.gguf")
 
 
@@ -188,13 +191,27 @@ class GGUFFile:
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows of a tensor as floats."""
         tensor = self._tensors[name]
-        return gguf.quants.dequantize(tensor.data[start:stop], tensor.tensor_type)
+        # A view of a memory map that is one itself costs as much as the arithmetic.
+        stored = np.asarray(tensor.data)[start:stop]
+        return _dequantized(stored, tensor.tensor_type)
 
     def forget(self) -> None:
         """Lets go of the pages of the files that were read."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for reader in self._readers:
                 reader.data._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def _dequantized(stored: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """Rows as floats, long ones: the package works on sixteen at a time."""
+    if stored.ndim != 2:
+        return gguf.quants.dequantize(stored, kind)
+    rows, size = stored.shape
+    joined = max(1, min(rows, _LONG_ROW // size))
+    while rows % joined:
+        joined -= 1
+    values = gguf.quants.dequantize(stored.reshape(rows // joined, -1), kind)
+    return values.reshape(rows, -1)
 
 
 def _open(path: Path) -> _Reader:
