@@ -68,9 +68,11 @@ class ModelFn(Protocol):
     slots each token may attend to. Returns logits `[B, L, V]` (row `l` predicts
     the token after `tokens[:, l]`) and the cache with `length` advanced by `L`.
 
-    It may have two attributes more. `vocabulary_first`: true if on a CPU the logits
+    It may have three attributes more. `vocabulary_first`: true if on a CPU the logits
     come from a product whose result lies in memory as [V, B, L]; they are then read
     so. `of_last`: the same function with logits `[B, 1, V]`, of the last token alone.
+    `with_features`: the same function, which returns (logits, features `[B, L, F]`,
+    cache), for drafters that read what the target made of each token.
     """
 
     def __call__(
