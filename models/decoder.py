@@ -168,6 +168,11 @@ class DecoderFn:
         return dataclasses.replace(self, features=True)
 
     @property
+    def feature_size(self) -> int:
+        """F of its features."""
+        return self.config.width
+
+    @property
     def num_layers(self) -> int:
         """Number of layers."""
         return len(self.config.layers)

@@ -10,6 +10,7 @@ save_draft(folder, config, params, card, target)
 """
 
 from globalres_jax.models.drafts.config import KINDS, DraftConfig
+from globalres_jax.models.drafts.drafting import load_draft, make_drafter
 from globalres_jax.models.drafts.folder import (
     StoredDraft,
     is_draft,
@@ -36,7 +37,9 @@ __all__ = [
     "head_logits",
     "init_draft",
     "is_draft",
+    "load_draft",
     "log_normalizer",
+    "make_drafter",
     "read_draft",
     "save_draft",
     "target_features",
