@@ -17,6 +17,7 @@ from globalres_jax.models.drafts.folder import (
     read_draft,
     save_draft,
 )
+from globalres_jax.models.drafts.shipped import shipped_drafts
 from globalres_jax.models.drafts.target import (
     head_logits,
     log_normalizer,
@@ -42,5 +43,6 @@ __all__ = [
     "make_drafter",
     "read_draft",
     "save_draft",
+    "shipped_drafts",
     "target_features",
 ]
