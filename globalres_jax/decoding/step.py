@@ -97,7 +97,8 @@ def first_state(
       capacity: slots of the caches.
     """
     batch = len(prompts)
-    cache, draft = read_prompts(request, prompts, lengths, capacity)
+    models = request.target, request.drafter
+    cache, draft = read_prompts(*models, prompts, lengths, capacity)
     return StepState(
         keys=keys,
         steps=jnp.zeros(batch, jnp.int32),
@@ -116,15 +117,14 @@ def reads_features(drafter: Drafter) -> bool:
 
 
 def read_prompts(
-    request: Request, prompts: Array, lengths: Array, capacity: int
+    target: Model, drafter: Drafter, prompts: Array, lengths: Array, capacity: int
 ) -> tuple[Cache, State]:
-    """The target's cache and the drafter's state, as in `first_state`."""
-    target, drafter, rows = request.target, request.drafter, (prompts, lengths)
+    """The target's cache and the drafter's state; for the arrays see `first_state`."""
+    rows = prompts, lengths, capacity
     if not reads_features(drafter):
-        cache = prefill(target, *rows, capacity)
-        return cache, drafter.start(*rows, capacity)
-    cache, features = prefill_with_features(target, *rows, capacity)
-    return cache, drafter.start(*rows, capacity, features)
+        return prefill(target, *rows), drafter.start(*rows)
+    cache, features = prefill_with_features(target, *rows)
+    return cache, drafter.start(*rows, features)
 
 
 def decode_step(
@@ -136,12 +136,7 @@ def decode_step(
     """
     key_draft, key_verify = step_keys(state.keys, state.steps)
     proposal, draft = propose(key_draft, state.draft, request)
-    features = None
-    if reads_features(request.drafter):
-        scored = score_with_features(state.cache, proposal.tokens, request)
-        logits, features, cache = scored
-    else:
-        logits, cache = score(state.cache, proposal.tokens, request)
+    logits, features, cache = score_as_read(state.cache, proposal.tokens, request)
     broken = broken_rows(logits)
     walk, optimum = verify(key_verify, proposal, logits, broken, request)
     emitted, ending = emit(walk, proposal.tokens, state.budget, request.ends, broken)
@@ -192,10 +187,16 @@ def score(cache: Cache, tokens: Array, request: Request) -> tuple[Array, Cache]:
     return logits, scored.with_length(cache.length)
 
 
-def score_with_features(
+def score_as_read(
     cache: Cache, tokens: Array, request: Request
-) -> tuple[Array, Array, Cache]:
-    """`score`, and the target's features [B, N, F] of every node."""
+) -> tuple[Array, Array | None, Cache]:
+    """`score`, with the features [B, N, F] of the nodes where the drafter reads them.
+
+    None where it does not.
+    """
+    if not reads_features(request.drafter):
+        logits, cache = score(cache, tokens, request)
+        return logits, None, cache
     target, places = request.target, _places(cache, request)
     apply = target.apply.with_features
     logits, features, scored = apply(target.params, tokens, *places)

@@ -1,16 +1,18 @@
 """Drafts that read the target's features: exact, and fed as they were trained."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 from scipy.stats import chisquare
 
 import globalres_jax as gr
-from globalres_jax.base import Emitted, Model, NewCache
-from globalres_jax.decoding.step import Request, decode_step, first_state
+from globalres_jax.base import Model, NewCache
+from globalres_jax.decoding import step
 from globalres_jax.models import drafts
 from globalres_jax.models.decoder import DecoderConfig, DecoderFn
 from globalres_jax.models.initialisation import initial_parameters
@@ -22,7 +24,7 @@ VOCAB_SIZE, WIDTH, STEPS = 5, 8, 4
 PROMPTS, LENGTHS = np.array([[1, 0, 3, 2], [2, 4, 0, 0]], np.int32), np.array([4, 2])
 IDS = (4, 0, 2, 1)  # token 3 is never drafted
 RULE = gr.tree_verifiers.TopDown(gr.verifiers.RecursiveRejection())
-TREE = gr.tree.from_parents([-1, 0, 0, 1, 1, 2, 3])
+TREE = gr.tree.from_parents([-1, 0, 0, 1])
 
 
 @functools.cache
@@ -56,162 +58,166 @@ def config_of(tree, **options) -> gr.SpeculativeConfig:
     return gr.SpeculativeConfig(tree=tree, verifier=RULE, **options)
 
 
-def spoken(drafter, config, rows=slice(None), call=gr.generate):
-    key = jax.random.split(jax.random.key(7), 2)[rows]
-    arguments = target(), drafter, PROMPTS[rows], LENGTHS[rows], config, 12
-    return call(key, *arguments)
+def assert_greedy(rows, prompts, lengths):
+    """Each of `rows [R, T]` is the target's likeliest text after its prompt."""
+    size = rows.shape[1]
+    texts = np.zeros((len(rows), prompts.shape[1] + size), np.int32)
+    for text, prompt, count, row in zip(texts, prompts, lengths, rows, strict=True):
+        text[: count + size] = [*prompt[:count], *row]
+    likeliest = np.asarray(score(target(), texts)).argmax(-1)
+    for found, count, row in zip(likeliest, lengths, rows, strict=True):
+        np.testing.assert_array_equal(row, found[count - 1 : count - 1 + size])
 
 
-@pytest.mark.parametrize("kind", drafts.KINDS)
-def test_greedy_text_is_the_target_s(kind):
-    config = config_of(TREE, temperature=0)
-    result = spoken(draft(kind)[2], config)
-    assert int(result.metrics.num_accepted_draft_tokens.sum()) > 0
-    length = PROMPTS.shape[1] + 12
-    score = jax.jit(target().apply.score)
-    for prompt, size, row in zip(PROMPTS, LENGTHS, result.tokens, strict=True):
-        text = np.zeros((1, length), np.int32)
-        text[0, : size + 12] = [*prompt[:size], *np.asarray(row)]
-        likeliest = np.asarray(score(target().params, text)).argmax(-1)[0]
-        np.testing.assert_array_equal(row, likeliest[size - 1 : size + 11])
+@jax.jit
+def score(model, texts):
+    return model.apply.score(model.params, texts)
 
 
+def law_p_value(tokens, prompt):
+    """Chi-square of `tokens [R, 3]` after a prompt, against all texts of three."""
+    texts = np.indices((VOCAB_SIZE,) * 3).reshape(3, -1).T
+    whole = np.concatenate([np.tile(prompt, (len(texts), 1)), texts], 1)
+    logits = np.asarray(score(target(), np.pad(whole, ((0, 0), (0, 4 - len(prompt))))))
+    rows = log_softmax(logits[:, len(prompt) - 1 :][:, :3].astype(float), -1)
+    law = np.exp(np.take_along_axis(rows, texts[:, :, None], -1).sum((1, 2)))
+    seen, wanted = np.bincount(tokens @ [25, 5, 1], minlength=125), law * len(tokens)
+    order = np.argsort(wanted)
+    rare = np.searchsorted(np.cumsum(wanted[order]), 20) + 1
+    pooled = [np.append(x[order][rare:], x[order][:rare].sum()) for x in (seen, wanted)]
+    return chisquare(*pooled, sum_check=False).pvalue
+
+
+def check_text(kind, rows):
+    """Greedy rows and sampled ones, of one program."""
+    half = rows // 2
+    prompts, lengths = np.repeat(PROMPTS, half, 0), np.repeat(LENGTHS, half)
+    temperature = np.ones(rows, np.float32)
+    temperature[[0, half]] = 0
+    result = gr.generate(
+        jax.random.key(5),
+        *(target(), draft(kind)[2], prompts, lengths, config_of(TREE), 6),
+        options=gr.SamplingOptions(temperature=temperature),
+    )
+    accepted = np.asarray(result.metrics.num_accepted_draft_tokens)
+    assert accepted[[0, half]].sum() > 0 and accepted.sum() > rows
+    tokens = np.asarray(result.tokens)
+    assert_greedy(tokens[[0, half]], PROMPTS, LENGTHS)
+    for first, prompt, size in zip((1, half + 1), PROMPTS, LENGTHS, strict=True):
+        assert law_p_value(tokens[first:][: half - 1, :3], prompt[:size]) > 1e-4
+
+
+def test_text_is_the_target_s():
+    check_text("feature", 1600)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("kind", ["embedding", "layers"])
+def test_text_is_the_target_s_with_drafts_of_other_kinds(kind):
+    check_text(kind, 3000)
+
+
+@pytest.mark.sweep
 def test_a_batch_is_its_rows_and_a_stream_its_text():
-    _, _, drafter = draft()
-    config = config_of(TREE)
-    together = spoken(drafter, config)
+    def spoken(call, rows=slice(None)):
+        key = jax.random.split(jax.random.key(7), 2)[rows]
+        arguments = PROMPTS[rows], LENGTHS[rows], config_of(TREE), 12
+        return call(key, target(), draft()[2], *arguments)
+
+    together = spoken(gr.generate)
     for row in range(2):
-        alone = spoken(drafter, config, slice(row, row + 1))
+        alone = spoken(gr.generate, slice(row, row + 1))
         np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
-    chunks = list(spoken(drafter, config, call=gr.stream))
-    np.testing.assert_array_equal(chunks[-1].result.tokens, together.tokens)
+    *_, last = spoken(gr.stream)
+    np.testing.assert_array_equal(last.result.tokens, together.tokens)
 
 
-class Recorded:
-    """A policy that keeps the logits it draws from."""
-
-    def __init__(self, policy):
-        self.policy, self.logits = policy, []
-        self.vocab_size, self.maker = policy.vocab_size, policy.maker
-
-    def law(self, logits, level, num_drafts, tokens=None):
-        self.logits.append(logits)
-        return self.policy.law(logits, level, num_drafts, tokens)
+@pytest.mark.sweep
+def test_a_tree_can_be_chosen():
+    config = gr.SpeculativeConfig(tree="auto")
+    chosen = gr.plan(target(), draft()[2], PROMPTS, LENGTHS, config, 12)
+    assert chosen.config.token_tree.depth >= 0 and "measured in" in str(chosen)
 
 
-def test_what_is_drafted_from_is_what_was_trained():
-    """The target's features in the text, the draft's own below the root."""
+def test_what_is_drafted_from_is_what_was_trained(monkeypatch):
+    """The target's features in the text, the draft's own below the root.
+
+    Row 0 ends early: its state then stays as it is.
+    """
     config, params, drafter = draft()
-    tree, capacity = gr.tree.from_parents([-1, 0, 0, 1]), 40
-    options = gr.SamplingOptions().for_rows(2)
-    ends = jnp.full((2, 1), -1)
-    request = Request(target(), drafter, options, ends, config_of(tree))
+    logits, tokens = [], []
+    law, propose = step.SampledPolicy.law, step.propose
+
+    def recorded_law(policy, rows, *arguments, **options):
+        logits.append(rows)
+        return law(policy, rows, *arguments, **options)
+
+    def recorded_propose(*arguments):
+        proposal, state = propose(*arguments)
+        tokens.append(proposal.tokens)
+        return proposal, state
+
+    monkeypatch.setattr(step.SampledPolicy, "law", recorded_law)
+    monkeypatch.setattr(step, "propose", recorded_propose)
+    options, ends = gr.SamplingOptions().for_rows(2), jnp.full((2, 1), -1)
+    shape = config_of(gr.tree.chain(2))
+    request = step.Request(target(), drafter, options, ends, shape)
 
     @jax.jit
     def begin():
-        budget = jnp.full(2, 20)
-        keys = jax.random.split(jax.random.key(1), 2)
-        return first_state(request, keys, PROMPTS, LENGTHS, budget, capacity)
+        keys, budget = jax.random.split(jax.random.key(1), 2), jnp.array([3, 20])
+        return step.first_state(request, keys, PROMPTS, LENGTHS, budget, 40)
 
     @jax.jit
-    def step(state):
-        policy = Recorded(gr.decoding.config.SampledPolicy(request.config, options, 5))
-        keys = jax.random.split(jax.random.key(2), 2)
-        proposal, _ = drafter.propose(keys, state.draft, tree, policy)
-        state, emitted, _ = decode_step(state, request)
-        return state, emitted, proposal.tokens, policy.logits
+    def advance(state):
+        state, emitted, _ = step.decode_step(state, request)
+        return state, emitted, tokens[-1], [x[:, 0] for x in logits[-2:]]
 
     @jax.jit
-    def trained(texts, features):
-        return drafts.draft_outputs(params, config, target(), texts, features)
+    def trained(texts, counts):
+        """What follows the first `counts` tokens, and one token more."""
+        features, _ = drafts.target_features(target(), texts)
+        rows = jnp.arange(2)
+        first, own = drafts.draft_outputs(params, config, target(), texts, features)
+        features = features.at[rows, counts - 1].set(own[rows, counts - 1])
+        second = drafts.draft_logits(params, config, target(), texts, features)
+        return first[rows, counts - 1], second[rows, counts], first[rows, counts]
 
-    state, texts = begin(), [list(p[:n]) for p, n in zip(PROMPTS, LENGTHS, strict=True)]
-    accepted, size = 0, 4 + 3 * STEPS + 1
+    state, texts = begin(), np.zeros((2, 4 + 3 * STEPS + 1), np.int32)
+    texts[:, :4], counts, accepted = PROMPTS, np.array(LENGTHS), 0
     for _ in range(STEPS):
-        before = [list(text) for text in texts]
-        state, emitted, drafted, (first, second) = step(state)
-        padded = np.zeros((2, size), np.int32)
-        for row, text in enumerate(before):
-            assert int(drafted[row, 0]) == text[-1]
-            padded[row, : len(text) + 1] = [*text, int(drafted[row, 1])]
-        features, _ = drafts.target_features(target(), padded)
-        wanted, own = trained(padded, features)
-        for row, text in enumerate(before):
-            last = len(text) - 1
-            np.testing.assert_allclose(first[row, 0], wanted[row, last], atol=1e-5)
-            features = features.at[row, last].set(own[row, last])
-            count = int(emitted.count[row])
-            texts[row] += np.asarray(emitted.tokens[row, :count]).tolist()
-            accepted += count - 1
-        below, _ = trained(padded, features)
-        for row, text in enumerate(before):
-            np.testing.assert_allclose(second[row, 0], below[row, len(text)], atol=1e-5)
-            assert np.abs(below[row, len(text)] - wanted[row, len(text)]).max() > 1e-3
-    assert accepted > 0
-
-
-@pytest.mark.parametrize("kind", ["feature"])
-def test_the_law_of_the_text_is_the_target_s(kind):
-    """Three tokens after two prompts, against all texts that there can be."""
-    rows, texts = 4000, np.indices((VOCAB_SIZE,) * 3).reshape(3, -1).T
-    tree = gr.tree.branching((2, 1))
-    prompts, lengths = np.repeat(PROMPTS, rows // 2, 0), np.repeat(LENGTHS, rows // 2)
-    result = gr.generate(
-        jax.random.key(5),
-        target(),
-        draft(kind)[2],
-        prompts,
-        lengths,
-        config_of(tree),
-        3,
-    )
-    assert int(result.metrics.num_accepted_draft_tokens.sum()) > rows // 4
-    for part, (prompt, size) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
-        whole = np.concatenate([np.tile(prompt[:size], (len(texts), 1)), texts], 1)
-        logits = target().apply.score(target().params, whole)[:, size - 1 : -1]
-        log_p = jnp.take_along_axis(
-            jax.nn.log_softmax(logits), jnp.asarray(texts)[:, :, None], axis=-1
-        )
-        law = np.exp(np.asarray(log_p, np.float64).sum((1, 2)))
-        half = np.asarray(result.tokens)[part * (rows // 2) :][: rows // 2]
-        seen = np.bincount(half @ [25, 5, 1], minlength=len(law))
-        wanted = law / law.sum() * len(half)
-        order = np.argsort(wanted)
-        rare = np.searchsorted(np.cumsum(wanted[order]), 20) + 1
-        pooled = [
-            np.append(x[order][rare:], x[order][:rare].sum()) for x in (seen, wanted)
-        ]
-        assert chisquare(*pooled).pvalue > 1e-4
-
-
-def test_a_row_that_has_ended_stays_as_it_is():
-    _, _, drafter = draft()
-    features = jnp.zeros((2, 4, WIDTH))
-    state = jax.jit(drafter.start, static_argnums=2)(PROMPTS, LENGTHS, 12, features)
-    emitted = Emitted(
-        tokens=jnp.ones((2, 3), jnp.int32),
-        count=jnp.array([0, 2]),
-        node=jnp.zeros((2, 3), jnp.int32),
-        from_draft=jnp.zeros((2, 3), bool),
-        features=jnp.ones((2, 3, WIDTH)),
-    )
-    after = jax.jit(drafter.commit)(state, emitted)
-    np.testing.assert_array_equal(after.cache.length, [4, 4])
-    np.testing.assert_array_equal(after.root, [PROMPTS[0, 3], 1])
-    np.testing.assert_array_equal(after.feature[0], state.feature[0])
-    assert np.abs(after.feature[1] - state.feature[1]).max() > 0
+        before = state.draft
+        state, emitted, drafted, found = advance(state)
+        rows = np.arange(2)
+        np.testing.assert_array_equal(drafted[:, 0], texts[rows, counts - 1])
+        texts[rows, counts] = drafted[:, 1]
+        *wanted, otherwise = trained(texts, counts)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        assert np.abs(wanted[1] - otherwise).max() > 1e-3
+        new = np.asarray(emitted.count)
+        for row in rows:
+            texts[row, counts[row] :][: new[row]] = emitted.tokens[row, : new[row]]
+        counts, accepted = counts + new, accepted + int((new - 1).clip(0).sum())
+    assert accepted > 0 and new[0] == 0 < new[1]
+    np.testing.assert_array_equal(state.draft.feature[0], before.feature[0])
+    np.testing.assert_array_equal(state.draft.cache.length, counts)
 
 
 def test_targets_that_do_not_fit_are_refused():
     _, _, drafter = draft()
+    rows = PROMPTS % 3, LENGTHS, config_of(TREE)
     bare = gr.testing.markov_model(jnp.full((5, 5), 0.2))
-    rows = PROMPTS, LENGTHS, config_of(TREE)
+    wide = dataclasses.replace(target().apply.config.attention, width=16)
+    wide = dataclasses.replace(target().apply.config, attention=wide)
+    wide = dataclasses.replace(target(), apply=DecoderFn(wide))
+    other = dataclasses.replace(target(), vocab_size=3)
     for model, message in (
         (bare, "reads the target's features, and the function of this target has no"),
-        (gr.testing.markov_model(jnp.full((3, 3), 1 / 3)), "draft: "),
+        (wide, "reads features of 8 numbers, and the target's have 16"),
+        (other, "made for a target of 5 tokens, and this one has 3"),
     ):
         with pytest.raises(ValueError, match=message):
             gr.generate(jax.random.key(0), model, drafter, *rows)
     _, _, plain = draft("embedding")
     with pytest.raises(ValueError, match="draft: has 5 tokens, the target 3"):
-        gr.generate(jax.random.key(0), model, plain, PROMPTS % 3, *rows[1:])
+        gr.generate(jax.random.key(0), other, plain, *rows)
