@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draft_cases import target
 from loaded import DATA, embedded, golden
 from safetensors.numpy import load_file, save_file
 
@@ -52,10 +53,9 @@ def test_features_hold_what_the_target_says():
     assert not np.any(features[1, 9:]) and not np.any(total[1, 9:])
 
 
-def test_layers_begin_as_the_target_s():
-    model, tokens, wanted = golden("gemma2")
+def check_layers(model, tokens, wanted, ids):
+    """All layers of a target, untrained, say what the target says."""
     count = len(model.apply.config.layers)
-    ids = np.array([3, 70, 11])
     config = drafts.DraftConfig(kind="layers", ids=ids, num_layers=count)
     params = drafts.init_draft(jax.random.key(0), config, model)
     logits = jax.jit(drafts.draft_logits, static_argnums=1)(
@@ -64,9 +64,20 @@ def test_layers_begin_as_the_target_s():
     np.testing.assert_allclose(logits, wanted[..., ids], atol=1e-4)
 
 
+def test_layers_begin_as_the_target_s():
+    tokens = np.array([[1, 0, 3, 2], [2, 4, 0, 0]])
+    wanted = jax.jit(target().apply.score)(target().params, tokens)
+    check_layers(target(), tokens, wanted, np.array([4, 0, 2]))
+
+
+@pytest.mark.sweep
+def test_layers_begin_so_with_a_scaled_embedding_and_capped_logits():
+    check_layers(*golden("gemma2"), np.array([3, 70, 11]))
+
+
 def test_a_folder_gives_back_what_was_saved(folder):
-    target = embedded()[0]
-    stored = drafts.read_draft(folder, target)
+    model = embedded()[0]
+    stored = drafts.read_draft(folder, model)
     assert stored.config == CONFIG and stored.card == CARD
     pairs = zip(*map(jax.tree.leaves, (stored.params, parameters())), strict=True)
     for ours, theirs in pairs:
@@ -76,7 +87,7 @@ def test_a_folder_gives_back_what_was_saved(folder):
     size = (folder / "model.safetensors").stat().st_size
     assert size < 4 * sum(x.size for x in jax.tree.leaves(parameters())) + 4000
     drafts.save_draft(folder, CONFIG, parameters(), {}, dtype=jnp.bfloat16)
-    half = drafts.read_draft(folder, target)
+    half = drafts.read_draft(folder, model)
     assert (folder / "model.safetensors").stat().st_size < 0.75 * size
     assert half.card == {} and jax.tree.leaves(half.params)[0].dtype == jnp.float32
 
@@ -106,16 +117,16 @@ def test_a_pair_by_folder_or_by_name(folder, monkeypatch):
 
 
 def test_what_is_no_draft_is_refused(folder, tmp_path):
-    target = embedded()[0]
+    model = embedded()[0]
     plain = DATA / "llama2"
     assert drafts.is_draft(folder) and not drafts.is_draft(plain)
     assert not drafts.is_draft(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"draft: no such folder: .*nowhere"):
-        drafts.load_draft(tmp_path / "nowhere", target)
+        drafts.load_draft(tmp_path / "nowhere", model)
     with pytest.raises(ValueError, match=r"holds no draft: .* model_type \W?llama"):
-        drafts.load_draft(plain, target)
+        drafts.load_draft(plain, model)
     with pytest.raises(FileNotFoundError, match=r"no config\.json in"):
-        drafts.load_draft(tmp_path, target)
+        drafts.load_draft(tmp_path, model)
     with pytest.raises(ValueError, match="holds a draft, which is no model without"):
         gr.models.load(folder)
     bare = gr.testing.markov_model(jnp.full((3, 3), 1 / 3))
@@ -124,11 +135,11 @@ def test_what_is_no_draft_is_refused(folder, tmp_path):
     (folder / "config.json").write_text("{")
     assert not drafts.is_draft(folder)
     with pytest.raises(ValueError, match=r"config\.json is no JSON"):
-        drafts.load_draft(folder, target)
+        drafts.load_draft(folder, model)
 
 
 def test_folders_that_do_not_fit_are_refused(folder, tmp_path):
-    target, path = embedded()[0], folder / "config.json"
+    model, path = embedded()[0], folder / "config.json"
     said = json.loads(path.read_text("utf-8"))
     for changes, message in (
         ({"kind": "wide"}, "kind: must be one of embedding, layers, feature; got 'wi"),
@@ -142,7 +153,7 @@ def test_folders_that_do_not_fit_are_refused(folder, tmp_path):
     ):
         path.write_text(json.dumps(said | changes))
         with pytest.raises(ValueError, match=message) as caught:
-            drafts.load_draft(folder, target)
+            drafts.load_draft(folder, model)
         assert str(folder) in str(caught.value)
     path.write_text(json.dumps(said | {"target": None}))
     with pytest.raises(ValueError, match="ids: token 900 of a target whose tokens are"):
@@ -152,13 +163,13 @@ def test_folders_that_do_not_fit_are_refused(folder, tmp_path):
     del tensors["ids"]
     save_file(tensors, weights)
     with pytest.raises(ValueError, match=r"lacks tensors \[ids\]"):
-        drafts.load_draft(folder, target)
+        drafts.load_draft(folder, model)
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(ValueError, match="is unreadable or truncated"):
-        drafts.load_draft(folder, target)
+        drafts.load_draft(folder, model)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors in"):
-        drafts.load_draft(folder, target)
+        drafts.load_draft(folder, model)
     shutil.rmtree(folder)
 
 
@@ -192,25 +203,22 @@ def test_shapes_that_cannot_be_are_refused():
 def test_other_tokens_are_never_drafted():
     """A draft over some tokens, of a target that says any: the text is the target's."""
     table = np.random.default_rng(0).dirichlet(np.ones(4), 4).astype(np.float32)
-    target = gr.testing.markov_model(jnp.asarray(table))
+    model = gr.testing.markov_model(jnp.asarray(table))
     ids = jnp.array([3, 0, 1])
 
     def over_some(params, *arguments):
-        logits, cache = target.apply(params, *arguments)
+        logits, cache = model.apply(params, *arguments)
         return logits[..., ids], cache
 
-    drafter = ModelDrafter(dataclasses.replace(target, apply=over_some), ids)
-    rows, rule = 2000, gr.tree_verifiers.TopDown(gr.verifiers.RecursiveRejection())
-    for top_k in (2, 256):
-        config = gr.SpeculativeConfig(
-            tree=gr.tree.branching((2, 1)), verifier=rule, draft_top_k=top_k
-        )
-        prompts = np.full((rows, 1), 2)
-        arguments = target, drafter, prompts, np.ones(rows, int), config, 2
-        result = gr.generate(jax.random.key(1), *arguments)
-        tokens = np.asarray(result.tokens)
-        assert 2 not in tokens[np.asarray(result.from_draft)] and 2 in tokens
-        law = table[2][:, None] * table
-        seen = np.zeros((4, 4))
-        np.add.at(seen, tuple(tokens.T), 1 / rows)
-        assert np.all(np.abs(seen - law) < 5 * np.sqrt(law / rows))
+    drafter = ModelDrafter(dataclasses.replace(model, apply=over_some), ids)
+    rows, rule = 2000, gr.tree_verifiers.TopDown(gr.verifiers.SingleDraft())
+    config = gr.SpeculativeConfig(tree=gr.tree.chain(1), verifier=rule, draft_top_k=2)
+    prompts = np.full((rows, 1), 2)
+    arguments = model, drafter, prompts, np.ones(rows, int), config, 2
+    result = gr.generate(jax.random.key(1), *arguments)
+    tokens = np.asarray(result.tokens)
+    assert 2 not in tokens[np.asarray(result.from_draft)] and 2 in tokens
+    law = table[2][:, None] * table
+    seen = np.zeros((4, 4))
+    np.add.at(seen, tuple(tokens.T), 1 / rows)
+    assert np.all(np.abs(seen - law) < 5 * np.sqrt(law / rows))

@@ -1,61 +1,28 @@
 """Drafts that read the target's features: exact, and fed as they were trained."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draft_cases import VOCAB_SIZE, draft, target
 from scipy.special import log_softmax
 from scipy.stats import chisquare
 
 import globalres_jax as gr
-from globalres_jax.base import Model, NewCache
 from globalres_jax.decoding import step
 from globalres_jax.models import drafts
-from globalres_jax.models.decoder import DecoderConfig, DecoderFn
-from globalres_jax.models.initialisation import initial_parameters
-from globalres_jax.models.layers import AttentionShape, Layer
-from globalres_jax.models.llama import LlamaBlock
-from globalres_jax.models.rope import Rope
+from globalres_jax.models.decoder import DecoderFn
 
-VOCAB_SIZE, WIDTH, STEPS = 5, 8, 4
+STEPS = 4
 PROMPTS, LENGTHS = np.array([[1, 0, 3, 2], [2, 4, 0, 0]], np.int32), np.array([4, 2])
-IDS = (4, 0, 2, 1)  # token 3 is never drafted
 RULE = gr.tree_verifiers.TopDown(gr.verifiers.RecursiveRejection())
 TREE = gr.tree.from_parents([-1, 0, 0, 1])
 
 
-@functools.cache
-def target() -> Model:
-    """One layer, and logits that differ."""
-    config = DecoderConfig(
-        block=LlamaBlock,
-        vocab_size=VOCAB_SIZE,
-        layers=(Layer(Rope()),),
-        attention=AttentionShape(width=WIDTH, num_heads=2, num_kv_heads=1, head_dim=4),
-        mlp_width=8,
-        norm_eps=1e-6,
-    )
-    function = DecoderFn(config)
-    params = initial_parameters(jax.random.key(3), config)
-    weight = params["embedding"]["weight"]
-    params["embedding"]["weight"] = weight.replace(40 * weight[...])
-    return Model(params, function, NewCache(function), VOCAB_SIZE)
-
-
-@functools.cache
-def draft(kind="feature"):
-    """(config, parameters, drafter), untrained."""
-    sizes = {} if kind == "layers" else {"num_heads": 1, "mlp_width": 8}
-    config = drafts.DraftConfig(kind=kind, ids=IDS, **sizes)
-    params = drafts.init_draft(jax.random.key(0), config, target())
-    return config, params, drafts.make_drafter(params, config, target())
-
-
-def config_of(tree, **options) -> gr.SpeculativeConfig:
-    return gr.SpeculativeConfig(tree=tree, verifier=RULE, **options)
+def config_of(tree, rule=RULE) -> gr.SpeculativeConfig:
+    return gr.SpeculativeConfig(tree=tree, verifier=rule)
 
 
 def assert_greedy(rows, prompts, lengths):
@@ -160,7 +127,8 @@ def test_what_is_drafted_from_is_what_was_trained(monkeypatch):
     monkeypatch.setattr(step.SampledPolicy, "law", recorded_law)
     monkeypatch.setattr(step, "propose", recorded_propose)
     options, ends = gr.SamplingOptions().for_rows(2), jnp.full((2, 1), -1)
-    shape = config_of(gr.tree.chain(2))
+    rule = gr.tree_verifiers.TopDown(gr.verifiers.TargetSample())
+    shape = config_of(gr.tree.chain(2), rule)
     request = step.Request(target(), drafter, options, ends, shape)
 
     @jax.jit
