@@ -68,9 +68,11 @@ class ModelFn(Protocol):
     slots each token may attend to. Returns logits `[B, L, V]` (row `l` predicts
     the token after `tokens[:, l]`) and the cache with `length` advanced by `L`.
 
-    It may have two attributes more. `vocabulary_first`: true if on a CPU the logits
+    It may have three attributes more. `vocabulary_first`: true if on a CPU the logits
     come from a product whose result lies in memory as [V, B, L]; they are then read
     so. `of_last`: the same function with logits `[B, 1, V]`, of the last token alone.
+    `with_features`: the same function, which returns (logits, features `[B, L, F]`,
+    cache), for drafters that read what the target made of each token.
     """
 
     def __call__(
@@ -305,12 +307,15 @@ class Emitted(NamedTuple):
       node: [B, D + 1] the tree node after which each token stands: token i was
         verified against row `node[:, i]` of p.
       from_draft: [B, D + 1] whether it had been drafted.
+      features: [B, D + 1, F] what the target made of the token before each, 0 from
+        `count` on; None for a drafter that does not read them.
     """
 
     tokens: Array
     count: Array
     node: Array
     from_draft: Array
+    features: Array | None = None
 
 
 class DraftPolicy(Protocol):
@@ -326,13 +331,16 @@ class DraftPolicy(Protocol):
         """What draws the children of nodes at a level: alike where it is equal."""
         ...
 
-    def law(self, logits: Array, level: int, num_drafts: int) -> DraftLaw:
+    def law(
+        self, logits: Array, level: int, num_drafts: int, tokens: Array | None = None
+    ) -> DraftLaw:
         """The law of `num_drafts` children of nodes at a level of the tree.
 
         Args:
-          logits: [B, W, V], for W nodes of each row.
+          logits: [B, W, V], for W nodes of each row; [B, W, K] with `tokens`.
           level: depth of these nodes.
           num_drafts: children of each.
+          tokens: [K] the different tokens that the logits are of; None for all V.
 
         Returns:
           The laws, stacked along the leading axes [B, W].
@@ -358,6 +366,11 @@ class Drafter(Protocol):
 
     The state always stands for the text of each row less its last token, which is the
     root of the next tree. Drafters are pytrees: their arrays may pass through `jit`.
+
+    A drafter may have an attribute more, `reads_features`: if it is true, `start` gets
+    a fourth argument, the target's features [B, P, F] of all but the last token of each
+    prompt, and `commit` gets those of what was emitted. The target must then have
+    `with_features`.
     """
 
     def check(self, tree: TokenTree, vocab_size: int) -> None:

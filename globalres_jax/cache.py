@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from globalres_jax.base import Array, Cache, Emitted, Model
+from globalres_jax.base import Array, Cache, Emitted, Model, State
 from globalres_jax.numerics.rows import with_types_of
 
 #: Tokens of each prompt that `prefill` reads at once.
@@ -106,9 +107,8 @@ def write_slots(rows: Array, slots: Array, new: Array) -> Array:
 def prefill(model: Model, prompts: Array, lengths: Array, capacity: int) -> Cache:
     """A cache that holds all but the last token of each prompt.
 
-    The prompts are read in chunks of `CHUNK` tokens, as many as the longest one needs:
-    logits and scores of no more than a chunk are ever held, and padding to any width
-    costs no chunk.
+    The prompts are read in chunks, see `in_chunks`: logits and scores of no more than a
+    chunk are ever held, and padding to any width costs no chunk.
 
     Args:
       model: target or draft.
@@ -116,32 +116,102 @@ def prefill(model: Model, prompts: Array, lengths: Array, capacity: int) -> Cach
       lengths: [B] tokens of each prompt, at least 1.
       capacity: slots of the cache.
     """
-    batch, width = prompts.shape
-    size = min(CHUNK, width)
-    last = jnp.maximum(lengths - 1, 0)
-    longest = jnp.max(last, initial=0)
-    # What is no token of a prompt becomes one, at a place that the prompt has.
-    prompts = jnp.where(jnp.arange(width)[None, :] < lengths[:, None], prompts, 0)
 
-    def unread(carry: tuple[Array, Cache]) -> Array:
-        return carry[0] < longest
+    def read(chunk: Chunk, cache: Cache) -> Cache:
+        # The logits leave the loop's body nowhere, so that no output head is computed.
+        return model.apply(model.params, *chunk.arguments(cache))[-1]
 
-    def read(carry: tuple[Array, Cache]) -> tuple[Array, Cache]:
-        done, cache = carry
-        # The last chunk of an odd width begins earlier, and reads some tokens again.
-        start = jnp.minimum(done, width - size)
-        places = start + jnp.arange(size)
-        mask = jnp.arange(capacity)[None, :] <= places[:, None]
-        _, cache = model.apply(
-            model.params,
-            jax.lax.dynamic_slice_in_dim(prompts, start, size, axis=1),
-            jnp.minimum(places[None, :], last[:, None]),
-            cache.with_length(jnp.full_like(cache.length, start)),
-            jnp.broadcast_to(mask[None], (batch, size, capacity)),
-        )
-        return with_types_of(carry, (done + size, cache))
-
-    # The logits leave the loop's body nowhere, so that no output head is computed.
-    cache = model.init_cache(batch, capacity)
-    _, cache = jax.lax.while_loop(unread, read, (jnp.zeros_like(longest), cache))
+    prompts, last = without_padding(prompts, lengths), jnp.maximum(lengths - 1, 0)
+    cache = in_chunks(read, model.init_cache(len(prompts), capacity), prompts, last)
     return cache.with_length(lengths - 1)
+
+
+def prefill_with_features(
+    model: Model, prompts: Array, lengths: Array, capacity: int
+) -> tuple[Cache, Array]:
+    """`prefill`, and what the model made of these tokens: features [B, P, F].
+
+    The model has `with_features`, see `base.ModelFn`. Beyond the tokens that are read
+    features hold anything finite that the model gives.
+    """
+    apply = model.apply.with_features
+    prompts, last = without_padding(prompts, lengths), jnp.maximum(lengths - 1, 0)
+
+    def read(chunk: Chunk, carry: tuple[Cache, Array]) -> tuple[Cache, Array]:
+        cache, features = carry
+        _, new, cache = apply(model.params, *chunk.arguments(cache))
+        place = (0, chunk.start, 0)
+        return cache, jax.lax.dynamic_update_slice(features, new, place)
+
+    cache = model.init_cache(len(prompts), capacity)
+    first = Chunk(prompts[:, :1], last, jnp.int32(0))
+    shape = jax.eval_shape(lambda: apply(model.params, *first.arguments(cache))[1])
+    empty = jnp.zeros((*prompts.shape, shape.shape[-1]), shape.dtype)
+    cache, features = in_chunks(read, (cache, empty), prompts, last)
+    return cache.with_length(lengths - 1), features
+
+
+class Chunk(NamedTuple):
+    """A part of each prompt.
+
+    Attributes:
+      tokens: [B, L].
+      last: [B] the largest position that a row has; what lies beyond stands there.
+      start: [] place of the first of these tokens.
+    """
+
+    tokens: Array
+    last: Array
+    start: Array
+
+    @property
+    def places(self) -> Array:
+        """[L] where these tokens stand."""
+        return self.start + jnp.arange(self.tokens.shape[1])
+
+    def arguments(self, cache: Cache) -> tuple[Array, Array, Cache, Array]:
+        """What a `ModelFn` takes besides its parameters, to append them in order."""
+        batch, size = self.tokens.shape
+        mask = jnp.arange(cache.capacity)[None, :] <= self.places[:, None]
+        return (
+            self.tokens,
+            jnp.minimum(self.places[None, :], self.last[:, None]),
+            cache.with_length(jnp.full_like(cache.length, self.start)),
+            jnp.broadcast_to(mask[None], (batch, size, cache.capacity)),
+        )
+
+
+def without_padding(prompts: Array, lengths: Array) -> Array:
+    """`prompts [B, P]` with token 0 for what is none."""
+    held = jnp.arange(prompts.shape[1])[None, :] < lengths[:, None]
+    return jnp.where(held, prompts, 0)
+
+
+def in_chunks(
+    read: Callable[[Chunk, State], State], carry: State, prompts: Array, count: Array
+) -> State:
+    """Carries through `read` the first `count [B]` tokens of each prompt.
+
+    In chunks of `CHUNK` tokens, as many as the longest one needs. The last chunk of an
+    odd width begins earlier, and reads some tokens again.
+
+    Args:
+      read: `read(chunk, carry) -> carry`.
+      carry: a pytree of arrays.
+      prompts: [B, P] tokens, in all places.
+      count: [B].
+    """
+    width = prompts.shape[1]
+    size, longest = min(CHUNK, width), jnp.max(count, initial=0)
+
+    def unread(progress: tuple[Array, State]) -> Array:
+        return progress[0] < longest
+
+    def advance(progress: tuple[Array, State]) -> tuple[Array, State]:
+        done, carry = progress
+        start = jnp.minimum(done, width - size)
+        tokens = jax.lax.dynamic_slice_in_dim(prompts, start, size, axis=1)
+        carry = read(Chunk(tokens, count, start), carry)
+        return with_types_of(progress, (done + size, carry))
+
+    return jax.lax.while_loop(unread, advance, (jnp.zeros_like(longest), carry))[1]

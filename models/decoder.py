@@ -82,10 +82,11 @@ class Decoder(nnx.Module):
         drop: Drop = keep,
         only_last: bool = False,
     ):
-        """The `ModelFn` contract (see `globalres_jax.base`), less `params`.
+        """What the head multiplies, [B, L, width], and the cache.
 
+        Arguments are those of a `ModelFn` (see `globalres_jax.base`), less `params`.
         `drop` is what every block's output goes through, dropout in training; with
-        `only_last` the logits are [B, 1, V], of the last token.
+        `only_last` the first result is [B, 1, width], of the last token.
         """
         places = append(cache.positions, cache.length, positions)
         step = Step(positions, cache.length, places, mask, drop)
@@ -98,10 +99,12 @@ class Decoder(nnx.Module):
             rows.append(row)
         keys, values = zip(*rows, strict=True)
         cache = KVCache(keys, values, places, cache.length + tokens.shape[1])
-        x = self.norm(x[:, -1:] if only_last else x)
+        return self.norm(x[:, -1:] if only_last else x), cache
+
+    def logits(self, x):
+        """Logits [B, L, V] of `x [B, L, width]`."""
         logits = self.embedding.attend(x) if self.config.tied else self.head(x)
-        logits = soft_cap(logits.astype(jnp.float32), self.config.logit_cap)
-        return logits, cache
+        return soft_cap(logits.astype(jnp.float32), self.config.logit_cap)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +116,14 @@ class DecoderFn:
       dtype: of the cache.
       mesh: that parameters and cache are spread over, or None.
       only_last: whether the logits are those of the last token alone, [B, 1, V].
+      features: whether what the head multiplies is returned, too.
     """
 
     config: DecoderConfig
     dtype: jnp.dtype = jnp.dtype("float32")
     mesh: Mesh | None = None
     only_last: bool = False
+    features: bool = False
 
     #: See `base.ModelFn`: `layers.project` multiplies by W from the left.
     vocabulary_first: ClassVar[bool] = True
@@ -130,10 +135,14 @@ class DecoderFn:
         positions: Array,
         cache: KVCache,
         mask: Array,
-    ) -> tuple[Array, KVCache]:
+    ) -> tuple:
         module = nnx.merge(graph(self.config), params)
-        logits, cache = module(tokens, positions, cache, mask, only_last=self.only_last)
-        return gather_vocabulary(self.mesh, logits), shard_cache(self.mesh, cache)
+        x, cache = module(tokens, positions, cache, mask, only_last=self.only_last)
+        logits = gather_vocabulary(self.mesh, module.logits(x))
+        cache = shard_cache(self.mesh, cache)
+        if self.features:
+            return logits, gather_vocabulary(self.mesh, x), cache
+        return logits, cache
 
     def score(self, params: Params, tokens: Array, drop: Drop = keep) -> Array:
         """Logits [B, L, V] of whole texts [B, L]: a causal pass from an empty cache.
@@ -145,13 +154,23 @@ class DecoderFn:
         mask = positions[:, :, None] >= positions[:, None, :]
         module = nnx.merge(graph(self.config), params)
         cache = self.init_cache(batch, length)
-        logits, _ = module(tokens, positions, cache, mask, drop)
-        return gather_vocabulary(self.mesh, logits)
+        x, _ = module(tokens, positions, cache, mask, drop)
+        return gather_vocabulary(self.mesh, module.logits(x))
 
     @property
     def of_last(self) -> DecoderFn:
         """See `base.ModelFn`."""
         return dataclasses.replace(self, only_last=True)
+
+    @property
+    def with_features(self) -> DecoderFn:
+        """See `base.ModelFn`; the features are what the head multiplies."""
+        return dataclasses.replace(self, features=True)
+
+    @property
+    def feature_size(self) -> int:
+        """F of its features."""
+        return self.config.width
 
     @property
     def num_layers(self) -> int:

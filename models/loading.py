@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from globalres_jax.base import Model, NewCache
 from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.description import Description, is_whole, shown
+from globalres_jax.models.drafts.folder import is_draft
 from globalres_jax.models.family import Family
 from globalres_jax.models.gemma import GEMMA2, GEMMA3
 from globalres_jax.models.hub import GEMMA, download, packaged
@@ -112,6 +113,11 @@ def _from_gguf(path: Path, dtype, mesh) -> Model:
 
 
 def _from_folder(folder: Path, dtype, mesh) -> Model:
+    if is_draft(folder):
+        raise ValueError(
+            f"source: {folder} holds a draft, which is no model without its target; "
+            "load both with `load_pair(target, draft)`"
+        )
     source = SafetensorsFolder(folder)
     family = _folder_family(source)
     tokenizer = _find_tokenizer(folder, folder.parent)

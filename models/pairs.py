@@ -10,9 +10,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from globalres_jax.base import Array, Cache, Model, ModelFn, NewCache, Params
+from globalres_jax.base import (
+    Array,
+    Cache,
+    Drafter,
+    Model,
+    ModelFn,
+    NewCache,
+    Params,
+)
 from globalres_jax.drafters.prompt_lookup import PromptLookup
 from globalres_jax.models.decoder import DecoderFn
+from globalres_jax.models.drafts import load_draft
+from globalres_jax.models.drafts.shipped import find_draft
 from globalres_jax.models.loading import load
 
 LOOKUP, LAYERS = "prompt-lookup", "layers:"
@@ -24,14 +34,16 @@ def load_pair(
     draft: str | os.PathLike,
     dtype=None,
     mesh: Mesh | None = None,
-) -> tuple[Model, Model | PromptLookup]:
+) -> tuple[Model, Model | Drafter]:
     """Loads a target and what drafts for it.
 
     Args:
       target: as `load` takes it.
       draft: likewise; or "layers:0-11" (also "layers:0-5,9,11"), the target with
-        these of its layers alone, which shares its weights in memory; or
-        "prompt-lookup", the continuation of an earlier occurrence in the text.
+        these of its layers alone, which shares its weights in memory;
+        "prompt-lookup", the continuation of an earlier occurrence in the text; or a
+        draft made for this target: its folder, or the name of one that ships with the
+        package (`drafts.shipped_drafts`).
       dtype: as in `load`.
       mesh: as in `load`.
 
@@ -47,6 +59,9 @@ def load_pair(
         return loaded, PromptLookup()
     if name.startswith(LAYERS):
         return loaded, keep_layers(loaded, parse_layers(name))
+    folder = find_draft(draft)
+    if folder is not None:
+        return loaded, load_draft(folder, loaded)
     return loaded, fit_vocabulary(loaded, load(draft, dtype, mesh))
 
 

@@ -251,18 +251,24 @@ class SampledPolicy:
         """What draws the children of nodes at a level."""
         return self.config.law_of_level(level)
 
-    def law(self, logits: Array, level: int, num_drafts: int):
-        """The laws [B, W] of `num_drafts` children, from logits [B, W, V]."""
+    def law(
+        self, logits: Array, level: int, num_drafts: int, tokens: Array | None = None
+    ):
+        """The laws [B, W] of `num_drafts` children, see `base.DraftPolicy`."""
         make, options = self.maker(level), self.options
-        support = options.max_support or self.vocab_size
-        size = min(self.config.draft_top_k, self.vocab_size, support)
+        width = logits.shape[-1]
+        size = min(self.config.draft_top_k, width, options.max_support or width)
         size = max(size, num_drafts)
         # Any law will do that is a law: what is drawn from it is what is verified.
         logits = mended(logits, broken_rows(logits))
-        if size >= self.vocab_size:
-            return _of_each(make, num_drafts, options.to_probabilities(logits))
-        logits, tokens = nearly_largest(logits, size)
+        if size < width:
+            logits, found = nearly_largest(logits, size)
+            tokens = found if tokens is None else tokens[found]
+        elif tokens is not None:
+            tokens = jnp.broadcast_to(tokens, logits.shape)
         laws = _of_each(make, num_drafts, options.to_probabilities(logits))
+        if tokens is None:
+            return laws
 
         def rename(law, tokens: Array):
             return law.renamed(tokens, self.vocab_size)

@@ -77,6 +77,19 @@ def emit(
     )
 
 
+def with_features(emitted: Emitted, features: Array | None) -> Emitted:
+    """What was emitted, with the target's features [B, N, F] of the token before each.
+
+    Unchanged where they are None.
+    """
+    if features is None:
+        return emitted
+    before = jnp.take_along_axis(features, emitted.node[:, :, None], axis=1)
+    index = jnp.arange(before.shape[1])[None, :]
+    held = (index < emitted.count[:, None])[:, :, None]
+    return emitted._replace(features=jnp.where(held, before, 0))
+
+
 class TextBuffer(NamedTuple):
     """The text that a batch has written.
 

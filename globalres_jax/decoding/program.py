@@ -23,6 +23,7 @@ from globalres_jax.decoding.request import (
     check_alternatives,
     check_context,
     check_drafter,
+    check_features,
     check_model,
     check_prompts,
     check_room,
@@ -167,6 +168,7 @@ def _ask(
         draft, config = NoDrafts(), config.plain()
     drafter = as_drafter(draft)
     check_drafter(drafter)
+    check_features(target, drafter)
     if config.tree != AUTO:
         drafter.check(config.token_tree, target.vocab_size)
     prompts = as_array(prompts, "prompts")

@@ -195,3 +195,20 @@ def check_drafter(draft: Any) -> None:
         raise wrong_kind(
             "draft", "a Model, a Drafter such as PromptLookup(), or None", draft
         )
+
+
+def check_features(target: Any, drafter: Any) -> None:
+    """ValueError for a drafter that reads features which the target does not show."""
+    if not getattr(drafter, "reads_features", False):
+        return
+    if not hasattr(target.apply, "with_features"):
+        raise ValueError(
+            "draft: reads the target's features, and the function of this target has "
+            "no `with_features`; `models.load` loads targets that have it"
+        )
+    shown, read = (getattr(x, "feature_size", None) for x in (target.apply, drafter))
+    if None not in (shown, read) and shown != read:
+        raise ValueError(
+            f"draft: reads features of {read} numbers, and the target's have {shown}: "
+            "it was made for another target"
+        )

@@ -23,9 +23,9 @@ from globalres_jax.base import (
     State,
     Walk,
 )
-from globalres_jax.cache import prefill
+from globalres_jax.cache import prefill, prefill_with_features
 from globalres_jax.decoding.config import SampledPolicy, SpeculativeConfig
-from globalres_jax.decoding.emission import emit
+from globalres_jax.decoding.emission import emit, with_features
 from globalres_jax.decoding.log_probabilities import LogProbabilities, of_emitted
 from globalres_jax.decoding.metrics import Metrics, count_step, empty_metrics
 from globalres_jax.decoding.options import FilteredRows, SamplingOptions, broken_rows
@@ -97,16 +97,34 @@ def first_state(
       capacity: slots of the caches.
     """
     batch = len(prompts)
+    models = request.target, request.drafter
+    cache, draft = read_prompts(*models, prompts, lengths, capacity)
     return StepState(
         keys=keys,
         steps=jnp.zeros(batch, jnp.int32),
         budget=budget,
         failed=jnp.zeros(batch, bool),
         stopped=jnp.zeros(batch, bool),
-        cache=prefill(request.target, prompts, lengths, capacity),
-        draft=request.drafter.start(prompts, lengths, capacity),
+        cache=cache,
+        draft=draft,
         metrics=empty_metrics(batch, request.config.token_tree.depth),
     )
+
+
+def reads_features(drafter: Drafter) -> bool:
+    """Whether a drafter reads the target's features, see `base.Drafter`."""
+    return getattr(drafter, "reads_features", False)
+
+
+def read_prompts(
+    target: Model, drafter: Drafter, prompts: Array, lengths: Array, capacity: int
+) -> tuple[Cache, State]:
+    """The target's cache and the drafter's state; for the arrays see `first_state`."""
+    rows = prompts, lengths, capacity
+    if not reads_features(drafter):
+        return prefill(target, *rows), drafter.start(*rows)
+    cache, features = prefill_with_features(target, *rows)
+    return cache, drafter.start(*rows, features)
 
 
 def decode_step(
@@ -118,10 +136,11 @@ def decode_step(
     """
     key_draft, key_verify = step_keys(state.keys, state.steps)
     proposal, draft = propose(key_draft, state.draft, request)
-    logits, cache = score(state.cache, proposal.tokens, request)
+    logits, features, cache = score_as_read(state.cache, proposal.tokens, request)
     broken = broken_rows(logits)
     walk, optimum = verify(key_verify, proposal, logits, broken, request)
     emitted, ending = emit(walk, proposal.tokens, state.budget, request.ends, broken)
+    emitted = with_features(emitted, features)
     cache, draft = commit(cache, draft, emitted, request)
     running = state.budget > 0
     config, scores = request.config, None
@@ -163,11 +182,32 @@ def score(cache: Cache, tokens: Array, request: Request) -> tuple[Array, Cache]:
 
     The tree then lies in the cache behind the text, whose length stays what it was.
     """
-    tree, target, base = request.config.token_tree, request.target, cache.length
+    target, places = request.target, _places(cache, request)
+    logits, scored = target.apply(target.params, tokens, *places)
+    return logits, scored.with_length(cache.length)
+
+
+def score_as_read(
+    cache: Cache, tokens: Array, request: Request
+) -> tuple[Array, Array | None, Cache]:
+    """`score`, with the features [B, N, F] of the nodes where the drafter reads them.
+
+    None where it does not.
+    """
+    if not reads_features(request.drafter):
+        logits, cache = score(cache, tokens, request)
+        return logits, None, cache
+    target, places = request.target, _places(cache, request)
+    apply = target.apply.with_features
+    logits, features, scored = apply(target.params, tokens, *places)
+    return logits, features, scored.with_length(cache.length)
+
+
+def _places(cache: Cache, request: Request) -> tuple[Array, Cache, Array]:
+    """Positions [B, N] of the tree's nodes, the cache, and what each node sees."""
+    tree, base = request.config.token_tree, cache.length
     mask = tree_mask(tree, np.arange(tree.num_nodes), base, cache.capacity)
-    positions = base[:, None] + jnp.asarray(tree.depths)[None, :]
-    logits, cache = target.apply(target.params, tokens, positions, cache, mask)
-    return logits, cache.with_length(base)
+    return base[:, None] + jnp.asarray(tree.depths)[None, :], cache, mask
 
 
 def verify(

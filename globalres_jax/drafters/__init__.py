@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from globalres_jax.base import Drafter, Model
+from globalres_jax.drafters.feature import FeatureDrafter
 from globalres_jax.drafters.model import ModelDrafter
 from globalres_jax.drafters.nothing import NoDrafts
 from globalres_jax.drafters.prompt_lookup import PromptLookup
@@ -22,4 +23,4 @@ def _(draft: Model) -> Drafter:
     return ModelDrafter(draft)
 
 
-__all__ = ["ModelDrafter", "NoDrafts", "PromptLookup", "as_drafter"]
+__all__ = ["FeatureDrafter", "ModelDrafter", "NoDrafts", "PromptLookup", "as_drafter"]

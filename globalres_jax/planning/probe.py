@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array, Cache, Emitted, Proposal, State
-from globalres_jax.cache import prefill
+from globalres_jax.cache import prefill_with_features
 from globalres_jax.decoding import step
 from globalres_jax.decoding.options import FilteredRows, broken_rows
 from globalres_jax.decoding.step import Request
@@ -48,6 +48,10 @@ class Prompts(NamedTuple):
     lengths: Array
     capacity: int
 
+
+#: A drafter's state, the token [B] that follows, and as `_one` has them its count and
+#: the feature before it.
+Text = tuple[State, Array, Array, Array | None]
 
 #: A part of a step: runs it so many times, one after another.
 Part = Callable[[int], Any]
@@ -92,24 +96,24 @@ class Probe:
 
     def target_call(self, request: Request) -> Part:
         """A target call on the tree of the request's config, to be timed."""
-        cache, _, one = self._start(request)
+        cache, _, one, _ = self._start(request)
         shape = len(self.keys), request.config.token_tree.num_nodes
         tokens = jax.device_put(np.zeros(shape, np.int32))
         return self._target(request, cache, tokens, one)
 
     def look(self, request: Request) -> Seen:
         """Draws trees of the config's shape, and sees what the rule accepts of them."""
-        start, first, one = self._start(request)
+        start, first, one, feature = self._start(request)
         cache, state, token, count = start, first, one, one - one
         found, begun = [], self.clock()
         while len(found) < LEAST_TREES or (
             len(found) < MOST_TREES and self.clock() - begun < SECONDS
         ):
             index = len(found)
-            drawn = self.keys, index, state, token, count, request, self.platform
-            proposal, state = _draft(1, *drawn)
+            text = state, token, count, feature
+            proposal, state = _draft(1, self.keys, index, text, request, self.platform)
             scored = cache, proposal.tokens, count, request, self.platform
-            logits, cache = _score(1, *scored)
+            logits, feature, cache = _score(1, *scored)
             seen = self.keys, index, proposal, logits, request, self.platform
             added, token = _accept(1, *seen)
             count = one
@@ -117,7 +121,8 @@ class Probe:
             if index == 0:
                 begun = self.clock()  # what follows is compiled
         mean = np.clip(np.mean(found, axis=(0, 1)), 0, 1)
-        begin = self.keys, 0, first, token, count, request, self.platform
+        text = first, token, count, feature
+        begin = self.keys, 0, text, request, self.platform
         return Seen(
             survival=tuple(np.minimum.accumulate(mean).tolist()),
             trees=len(found),
@@ -150,18 +155,25 @@ class Probe:
         call = cache, tokens, count, request, self.platform
         return lambda repeats: _score(repeats, *call)
 
-    def _start(self, request: Request) -> tuple[Cache, State, Array]:
+    def _start(self, request: Request) -> tuple[Cache, State, Array, Array | None]:
         models = request.target, request.drafter
         return _start(*models, *self.prompts[:2], self.prompts.capacity, self.platform)
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "platform"))
 def _start(target, drafter, prompts, lengths, capacity: int, platform):
-    """Caches that hold the prompts, and ones [B] that lie where they do."""
+    """What has read the prompts, ones [B] that lie where they do, and a feature.
+
+    The feature [B, 1, F] is of no token, and None where the drafter reads none.
+    """
     with on_platform(platform):
-        cache = prefill(target, prompts, lengths, capacity)
-        state = drafter.start(prompts, lengths, capacity)
-        return cache, state, jnp.ones_like(lengths)
+        cache, state = step.read_prompts(target, drafter, prompts, lengths, capacity)
+        feature = None
+        if step.reads_features(drafter):
+            rows = target, prompts, lengths, capacity
+            like = jax.eval_shape(lambda: prefill_with_features(*rows)[1])
+            feature = jnp.zeros((len(lengths), 1, like.shape[-1]), like.dtype)
+        return cache, state, jnp.ones_like(lengths), feature
 
 
 @functools.partial(jax.jit, static_argnames="platform")
@@ -169,14 +181,13 @@ def _draft(
     repeats,
     keys: Array,
     first: Array,
-    state: State,
-    token: Array,
-    count: Array,
+    text: Text,
     request: Request,
     platform: str | None,
 ) -> tuple[Proposal, State]:
-    """Text grows by `count [B]` tokens, 0 or 1, and a tree is drawn; once and again."""
+    """The text grows by its last token, and a tree is drawn; once and again."""
     depth = request.config.token_tree.depth
+    state, token, count, feature = text
 
     def propose(index: Array, state: State):
         steps = jnp.broadcast_to(first + index, count.shape)
@@ -186,10 +197,8 @@ def _draft(
         proposal, state = carry
         again = index > 0
         written = jnp.where(again, proposal.tokens[:, -1], token)
-        state = request.drafter.commit(
-            state, _one(written, jnp.where(again, 1, count), depth)
-        )
-        return propose(index, state)
+        emitted = _one(written, jnp.where(again, 1, count), depth, feature)
+        return propose(index, request.drafter.commit(state, emitted))
 
     with on_platform(platform):
         empty = _zeros(jax.eval_shape(propose, jnp.int32(0), state)[0])
@@ -204,31 +213,32 @@ def _score(
     count: Array,
     request: Request,
     platform: str | None,
-) -> tuple[Array, Cache]:
+) -> tuple[Array, Array | None, Cache]:
     """Text grows by `count [B]` tokens, and the target scores a tree, likewise.
 
-    The logits are [V, B, N] where `step.verify` would bring them there.
+    The logits are [V, B, N] where `step.verify` would bring them there. Between them
+    and the cache is the feature [B, 1, F] of the root, for a drafter that reads it.
     """
     tree = request.config.token_tree
 
     def score(cache: Cache, tokens: Array):
         path = jnp.zeros((len(tokens), tree.depth), jnp.int32)
         cache = cache.keep_path(cache.length, path, count)
-        logits, cache = step.score(cache, tokens, request)
+        logits, features, cache = step.score_as_read(cache, tokens, request)
         turned = step.by_columns(request.target)
-        return jnp.moveaxis(logits, -1, 0) if turned else logits, cache
+        logits = jnp.moveaxis(logits, -1, 0) if turned else logits
+        return logits, None if features is None else features[:, :1], cache
 
     def body(_, carry):
-        _, cache, tokens = carry
+        *_, cache, tokens = carry
         # Other tokens each time, or layers would be computed once for all.
         following = (tokens + 1) % request.target.vocab_size
         return *score(cache, tokens), following
 
     with on_platform(platform):
-        empty = _zeros(jax.eval_shape(score, cache, tokens)[0])
-        carry = empty, cache, tokens
-        logits, cache, _ = jax.lax.fori_loop(0, repeats, body, carry)
-    return logits, cache
+        logits, feature = _zeros(jax.eval_shape(score, cache, tokens)[:2])
+        carry = logits, feature, cache, tokens
+        return jax.lax.fori_loop(0, repeats, body, carry)[:3]
 
 
 @functools.partial(jax.jit, static_argnames="platform")
@@ -271,17 +281,22 @@ def _accept(
         return jax.lax.fori_loop(0, repeats, body, carry)
 
 
-def _one(token: Array, count: Array, depth: int) -> Emitted:
+def _one(
+    token: Array, count: Array, depth: int, feature: Array | None = None
+) -> Emitted:
     """A step that emits `token [B]` where `count [B]` is 1, and nothing where it is 0.
 
-    None of it had been drafted.
+    None of it had been drafted. The `feature [B, 1, F]` is of the token before it.
     """
     shape = (len(token), depth + 1)
+    if feature is not None:
+        feature = jnp.broadcast_to(feature, (*shape, feature.shape[-1]))
     return Emitted(
         tokens=jnp.broadcast_to(token[:, None], shape),
         count=count,
         node=jnp.zeros(shape, jnp.int32),
         from_draft=jnp.zeros(shape, bool),
+        features=feature,
     )
 
 
