@@ -318,21 +318,30 @@ class DraftPolicy(Protocol):
 
     Attributes:
       vocab_size: V of the target.
+      reads_paths: whether options depend on the tokens down to a node, as penalties do.
+        A drafter that then says nothing of them is as exact, and fits less well.
     """
 
     vocab_size: int
+
+    @property
+    def reads_paths(self) -> bool: ...
 
     def maker(self, level: int) -> Hashable:
         """What draws the children of nodes at a level: alike where it is equal."""
         ...
 
-    def law(self, logits: Array, level: int, num_drafts: int) -> DraftLaw:
+    def law(
+        self, logits: Array, level: int, num_drafts: int, paths: Array | None = None
+    ) -> DraftLaw:
         """The law of `num_drafts` children of nodes at a level of the tree.
 
         Args:
           logits: [B, W, V], for W nodes of each row.
           level: depth of these nodes.
           num_drafts: children of each.
+          paths: [B, W, L] tokens below the root down to each node, -1 for none, where
+            `reads_paths`.
 
         Returns:
           The laws, stacked along the leading axes [B, W].

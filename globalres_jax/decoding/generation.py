@@ -26,18 +26,17 @@ class Generation(NamedTuple):
       from_draft: [B, T] bool, the token had been drafted.
       metrics: counts and rates, see `Metrics`.
       failed: [B] bool, the row ended since what the target said next was no
-        distribution: a NaN among its logits, or nothing but -inf. The tokens before it
-        are as they should be.
+        distribution: a NaN among its logits, or nothing but -inf, be it that options
+        forbade all else. The tokens before it are as they should be.
       stopped: [B] bool, the row ended with an end token. One that neither stopped nor
         failed reached its length cap. `finish_reasons` puts it in words.
       log_probabilities: [B, T] of each token under the target, given all before it,
-        before temperature and filters.
+        before all sampling options.
       sampling_log_probabilities: [B, T] after them: under the distribution that was
         sampled.
       top_tokens: [B, T, k] the likeliest tokens in the place of each, `pad_id` beyond
         `lengths`; k is the config's `top_log_probabilities`.
-      top_log_probabilities: [B, T, k] theirs, before temperature and filters,
-        descending.
+      top_log_probabilities: [B, T, k] theirs, before all sampling options, descending.
     """
 
     tokens: Array

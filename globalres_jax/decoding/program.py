@@ -24,6 +24,7 @@ from globalres_jax.decoding.request import (
     check_context,
     check_drafter,
     check_model,
+    check_options,
     check_prompts,
     check_room,
     end_tokens,
@@ -174,6 +175,7 @@ def _ask(
     batch = check_prompts(prompts, lengths, target.vocab_size)
     budget, room = check_room(max_new_tokens, batch)
     check_context(lengths, budget, target.context_length)
+    check_options(options, budget, target.vocab_size)
     mesh, chosen = mesh_of(target.params), None
     if config.tree == AUTO and batch == 0:
         drafter, config = NoDrafts(), config.plain()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import (
+    NO_TOKEN,
     Array,
     Cache,
     DraftPolicy,
@@ -76,13 +77,18 @@ class ModelDrafter:
         base = state.cache.length
         numbers = _numbers(keys, tree)
         tokens, laws, cache = [state.root[:, None]], [], state.cache
+        paths = None
+        if policy.reads_paths:
+            shape = len(state.root), 1, tree.depth
+            paths = jnp.full(shape, NO_TOKEN, jnp.int32)
         for run in _runs(tree, policy):
             if run[0] == 0:
                 logits, cache = self._read_root(state)
-                drawn = [_draw_level(numbers[:, :1], tree, 0, logits, policy)]
+                drawn = [_draw_level(numbers[:, :1], tree, 0, logits, policy, paths)]
+                paths = _longer(paths, drawn[0][0], tree, 0, 0)
             else:
-                cache, drawn = self._grow(
-                    numbers, tokens[-1], cache, base, tree, run, policy
+                (cache, paths), drawn = self._grow(
+                    numbers, (tokens[-1], paths), cache, base, tree, run, policy
                 )
             for drawn_tokens, level_laws in drawn:
                 tokens.append(drawn_tokens)
@@ -93,18 +99,19 @@ class ModelDrafter:
     def _grow(
         self,
         numbers: Array,
-        tokens: Array,
+        first: tuple[Array, Array | None],
         cache: Cache,
         base: Array,
         tree: TokenTree,
         run: tuple[int, ...],
         policy: DraftPolicy,
-    ) -> tuple[Cache, list]:
-        """Draws the levels below a run of equal levels, whose first holds `tokens`.
+    ) -> tuple[tuple[Cache, Array | None], list]:
+        """Draws the levels below a run of equal levels.
 
         Args:
           numbers: [B, N, n, UNIFORMS] uniform, for the children of each node.
-          tokens: [B, W].
+          first: the tokens [B, W] of the first of these levels, and the paths down to
+            them [B, W, D], None where they are not asked for.
           cache: with all nodes above.
           base: [B] slot of the root.
           tree: shape of the tree.
@@ -112,27 +119,32 @@ class ModelDrafter:
           policy: how to draw.
 
         Returns:
-          The cache, and for each level the tokens [B, W'] below it and their laws.
+          The cache and the paths down to the last tokens, and for each level the
+          tokens [B, W'] below it and their laws.
         """
         model = self.model
         nodes = jnp.asarray(np.stack([tree.levels[level] for level in run]))
 
         def one(carry, level):
-            tokens, cache = carry
+            tokens, paths, cache = carry
             depth, here = level
             positions = jnp.broadcast_to(base[:, None] + depth, tokens.shape)
             mask = tree_mask(tree, here, base, cache.capacity)
             logits, cache = model.apply(model.params, tokens, positions, cache, mask)
-            drawn, laws = _draw_level(numbers[:, here], tree, run[0], logits, policy)
-            return (drawn, cache), (drawn, laws)
+            drawn, laws = _draw_level(
+                numbers[:, here], tree, run[0], logits, policy, paths
+            )
+            paths = _longer(paths, drawn, tree, run[0], depth)
+            return (drawn, paths, cache), (drawn, laws)
 
+        carry = (*first, cache)
         if len(run) == 1:
-            (_, cache), drawn = one((tokens, cache), (run[0], nodes[0]))
-            return cache, [drawn]
+            (_, paths, cache), drawn = one(carry, (run[0], nodes[0]))
+            return (cache, paths), [drawn]
         levels = jnp.asarray(run), nodes
-        (_, cache), drawn = jax.lax.scan(one, (tokens, cache), levels)
+        (_, paths, cache), drawn = jax.lax.scan(one, carry, levels)
         each = [jax.tree.map(lambda x, i=i: x[i], drawn) for i in range(len(run))]
-        return cache, each
+        return (cache, paths), each
 
     def commit(self, state: ModelState, emitted: Emitted) -> ModelState:
         """Keeps the path that became text."""
@@ -194,7 +206,12 @@ def _runs(tree: TokenTree, policy: DraftPolicy) -> list[tuple[int, ...]]:
 
 
 def _draw_level(
-    numbers: Array, tree: TokenTree, level: int, logits: Array, policy: DraftPolicy
+    numbers: Array,
+    tree: TokenTree,
+    level: int,
+    logits: Array,
+    policy: DraftPolicy,
+    paths: Array | None,
 ) -> tuple[Array, list]:
     """The tokens of the level below, and the laws of its sibling groups.
 
@@ -204,6 +221,7 @@ def _draw_level(
       level: of the nodes whose children are drawn.
       logits: [B, W, V] after all W nodes of that level.
       policy: how to draw from them.
+      paths: [B, W, D] tokens down to each of them, None where they are not asked for.
     """
     members = tree.levels[level]
     first_child = tree.levels[level + 1][0]
@@ -213,13 +231,28 @@ def _draw_level(
     for group in groups:
         places = group.nodes - members[0]
         # All of a level is no selection, which XLA would make a copy of.
-        rows = logits if len(places) == len(members) else logits[:, places]
-        law = policy.law(rows, level, group.num_children)
+        every = len(places) == len(members)
+        rows = logits if every else logits[:, places]
+        lines = paths if every or paths is None else paths[:, places]
+        law = policy.law(rows, level, group.num_children, lines)
         own = numbers[:, places, : group.num_children]
         drawn = jax.vmap(jax.vmap(lambda one, own: one.draw(own)))(law, own)
         tokens = tokens.at[:, group.children - first_child].set(drawn)
         laws.append(law)
     return tokens, laws
+
+
+def _longer(
+    paths: Array | None, tokens: Array, tree: TokenTree, level: int, depth: Array | int
+) -> Array | None:
+    """Paths [B, W', D] down to `tokens [B, W']`, one level below `paths [B, W, D]`.
+
+    The nodes above lie as those of `level` do, and at `depth []`.
+    """
+    if paths is None:
+        return None
+    parents = tree.parents[tree.levels[level + 1]] - tree.levels[level][0]
+    return paths[:, parents].at[:, :, depth].set(tokens)
 
 
 def _numbers(keys: Array, tree: TokenTree) -> Array:

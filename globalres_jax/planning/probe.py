@@ -20,7 +20,8 @@ import numpy as np
 from globalres_jax.base import Array, Cache, Emitted, Proposal, State
 from globalres_jax.cache import prefill
 from globalres_jax.decoding import step
-from globalres_jax.decoding.options import FilteredRows, broken_rows
+from globalres_jax.decoding.options import FilteredRows
+from globalres_jax.decoding.penalties import TextCounts, count_text
 from globalres_jax.decoding.step import Request
 from globalres_jax.numerics import categorical
 from globalres_jax.numerics.rows import map_rows, on_platform
@@ -48,6 +49,9 @@ class Prompts(NamedTuple):
     lengths: Array
     capacity: int
 
+
+#: What a drafter knows of the text, and what options do.
+Text = tuple[State, TextCounts | None]
 
 #: A part of a step: runs it so many times, one after another.
 Part = Callable[[int], Any]
@@ -92,25 +96,26 @@ class Probe:
 
     def target_call(self, request: Request) -> Part:
         """A target call on the tree of the request's config, to be timed."""
-        cache, _, one = self._start(request)
+        cache, _, one, _ = self._start(request)
         shape = len(self.keys), request.config.token_tree.num_nodes
         tokens = jax.device_put(np.zeros(shape, np.int32))
         return self._target(request, cache, tokens, one)
 
     def look(self, request: Request) -> Seen:
         """Draws trees of the config's shape, and sees what the rule accepts of them."""
-        start, first, one = self._start(request)
-        cache, state, token, count = start, first, one, one - one
+        start, state, one, counts = self._start(request)
+        first = state, counts
+        cache, text, token, count = start, first, one, one - one
         found, begun = [], self.clock()
         while len(found) < LEAST_TREES or (
             len(found) < MOST_TREES and self.clock() - begun < SECONDS
         ):
             index = len(found)
-            drawn = self.keys, index, state, token, count, request, self.platform
-            proposal, state = _draft(1, *drawn)
+            drawn = self.keys, index, text, token, count, request, self.platform
+            proposal, text = _draft(1, *drawn)
             scored = cache, proposal.tokens, count, request, self.platform
             logits, cache = _score(1, *scored)
-            seen = self.keys, index, proposal, logits, request, self.platform
+            seen = self.keys, index, proposal, logits, text[1], request, self.platform
             added, token = _accept(1, *seen)
             count = one
             found.append(np.asarray(added, np.float64))
@@ -150,18 +155,19 @@ class Probe:
         call = cache, tokens, count, request, self.platform
         return lambda repeats: _score(repeats, *call)
 
-    def _start(self, request: Request) -> tuple[Cache, State, Array]:
-        models = request.target, request.drafter
-        return _start(*models, *self.prompts[:2], self.prompts.capacity, self.platform)
+    def _start(self, request: Request) -> tuple[Cache, State, Array, TextCounts | None]:
+        parts = request.target, request.drafter, request.options
+        return _start(*parts, *self.prompts[:2], self.prompts.capacity, self.platform)
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "platform"))
-def _start(target, drafter, prompts, lengths, capacity: int, platform):
-    """Caches that hold the prompts, and ones [B] that lie where they do."""
+def _start(target, drafter, options, prompts, lengths, capacity: int, platform):
+    """Caches that hold the prompts, ones [B] that lie where they do, and counts."""
     with on_platform(platform):
         cache = prefill(target, prompts, lengths, capacity)
         state = drafter.start(prompts, lengths, capacity)
-        return cache, state, jnp.ones_like(lengths)
+        counts = count_text(options, prompts, lengths, target.vocab_size)
+        return cache, state, jnp.ones_like(lengths), counts
 
 
 @functools.partial(jax.jit, static_argnames="platform")
@@ -169,31 +175,33 @@ def _draft(
     repeats,
     keys: Array,
     first: Array,
-    state: State,
+    text: Text,
     token: Array,
     count: Array,
     request: Request,
     platform: str | None,
-) -> tuple[Proposal, State]:
+) -> tuple[Proposal, Text]:
     """Text grows by `count [B]` tokens, 0 or 1, and a tree is drawn; once and again."""
     depth = request.config.token_tree.depth
 
-    def propose(index: Array, state: State):
-        steps = jnp.broadcast_to(first + index, count.shape)
-        return step.propose(step.step_keys(keys, steps)[0], state, request)
+    def propose(index: Array, text: Text) -> tuple[Proposal, Text]:
+        (state, counts), steps = text, jnp.broadcast_to(first + index, count.shape)
+        own = step.step_keys(keys, steps)[0]
+        proposal, state = step.propose(own, state, request, counts)
+        return proposal, (state, counts)
 
-    def body(index: Array, carry: tuple[Proposal, State]):
-        proposal, state = carry
+    def body(index: Array, carry: tuple[Proposal, Text]):
+        proposal, (state, counts) = carry
         again = index > 0
         written = jnp.where(again, proposal.tokens[:, -1], token)
-        state = request.drafter.commit(
-            state, _one(written, jnp.where(again, 1, count), depth)
-        )
-        return propose(index, state)
+        emitted = _one(written, jnp.where(again, 1, count), depth)
+        state = request.drafter.commit(state, emitted)
+        counts = None if counts is None else counts.extended(emitted)
+        return propose(index, (state, counts))
 
     with on_platform(platform):
-        empty = _zeros(jax.eval_shape(propose, jnp.int32(0), state)[0])
-        return jax.lax.fori_loop(0, repeats, body, (empty, state))
+        empty = _zeros(jax.eval_shape(propose, jnp.int32(0), text)[0])
+        return jax.lax.fori_loop(0, repeats, body, (empty, text))
 
 
 @functools.partial(jax.jit, static_argnames="platform")
@@ -238,6 +246,7 @@ def _accept(
     steps: Array,
     proposal: Proposal,
     logits: Array,
+    counts: TextCounts | None,
     request: Request,
     platform: str | None,
 ) -> tuple[Array, Array]:
@@ -259,8 +268,10 @@ def _accept(
         own = step.step_keys(keys, jnp.broadcast_to(steps, which.shape))[1]
         arrays = which, own, drawn.tokens, drawn.laws, request.options
         turned = step.by_columns(request.target)
-        broken = broken_rows(jnp.moveaxis(seen, 0, -1) if turned else seen)
-        return map_rows(lambda *own: row(*own, seen, broken), *arrays)
+        rows = jnp.moveaxis(seen, 0, -1) if turned else seen
+        asked, broken = step.as_asked(rows, drawn.tokens, counts, request)
+        asked = jnp.moveaxis(asked, -1, 0) if turned else asked
+        return map_rows(lambda *own: row(*own, asked, broken), *arrays)
 
     with on_platform(platform):
         dtype = jnp.promote_types(logits.dtype, jnp.float32)
