@@ -120,7 +120,11 @@ def check_options(options: SamplingOptions, caps: Array, vocab_size: int) -> Non
     """
     if isinstance(options.logit_bias, LogitBias):
         options.logit_bias.check(vocab_size)
-    least = options.min_new_tokens
+    check_least(options.min_new_tokens, caps)
+
+
+def check_least(least: Any, caps: Array) -> None:
+    """ValueError where a row is to have more than its most new tokens, `caps [B]`."""
     if least is None or not is_concrete(least, caps):
         return
     least, caps = np.asarray(least), np.asarray(caps)

@@ -76,7 +76,7 @@ def as_stop_strings(
         if include:
             raise ValueError("include_stop: there are no stop strings to include")
         return None
-    rows = _rows(stop, batch)
+    rows = stop_rows(stop, batch)
     if not any(rows):
         return None
     if tokenizer is None:
@@ -97,8 +97,8 @@ def as_stop_strings(
     return StopStrings(rows, include, least, tokens, tokenizer)
 
 
-def _rows(stop: Any, batch: int) -> list[tuple[str, ...]]:
-    """The strings of each row, checked."""
+def stop_rows(stop: Any, batch: int) -> list[tuple[str, ...]]:
+    """The strings of each row, checked; for errors see `as_stop_strings`."""
     if isinstance(stop, str):
         stop = [stop]
     if not isinstance(stop, list | tuple):

@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 import globalres_jax as gr
 from globalres_jax.decoding import step
 from globalres_jax.decoding.config import SampledPolicy
+from globalres_jax.decoding.logit_bias import LogitBias
 from globalres_jax.decoding.penalties import adjusted, count_text
 from globalres_jax.testing import joint_law, step_law
 from globalres_jax.tree_verifiers import TopDown
@@ -235,3 +236,67 @@ def test_the_law_of_a_step_by_enumeration(float64):
         of_drafts = functools.partial(draft, forgets=forgets)
         law = step_law(TopDown(CONFIG.verifier), tree, tables, of_drafts)
         np.testing.assert_allclose(law, joint_law(tables), rtol=0, atol=1e-9)
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repetition_penalty": 0}, "repetition_penalty: must be above 0 and finite"),
+        ({"repetition_penalty": -1.5}, "repetition_penalty: must be above 0"),
+        ({"repetition_penalty": np.nan}, "repetition_penalty: must be above 0.*nan"),
+        ({"repetition_penalty": 1e300}, "repetition_penalty: must be above 0"),
+        ({"repetition_penalty": "2"}, "repetition_penalty: expected a number"),
+        ({"presence_penalty": np.nan}, "presence_penalty: must be finite.*got nan"),
+        ({"frequency_penalty": INF}, "frequency_penalty: must be finite.*got inf"),
+        ({"min_new_tokens": -1}, "min_new_tokens: must (be 0 or more|lie in)"),
+        ({"min_new_tokens": 10**12}, "min_new_tokens: must (be at most|lie in)"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias: must be 0 or more, got -1"),
+        ({"logit_bias": {1: np.nan}}, "logit_bias: must be a number, or -inf.*nan"),
+        ({"logit_bias": {1: INF}}, "logit_bias: must be a number, or -inf.*inf"),
+        ({"logit_bias": {"1": 2.0}}, "logit_bias: expected an integer, got '1'"),
+        ({"logit_bias": {1: "2"}}, "logit_bias: expected a number, got '2'"),
+        ({"logit_bias": 5}, "logit_bias: expected a dict"),
+        ({"logit_bias": "5"}, "logit_bias: expected a dict"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    for make in (gr.SamplingOptions, gr.SpeculativeConfig):
+        with pytest.raises((TypeError, ValueError), match=message):
+            make(**options)
+
+
+def test_options_that_contradict_the_request():
+    def refuses(message, **options):
+        made = gr.SamplingOptions(**options)
+        prompts, lengths, *_ = request(KINDS[:2])
+        rows = prompts, lengths, CONFIG, [3, 9], ()
+        with pytest.raises((TypeError, ValueError), match=message):
+            gr.generate(
+                jax.random.key(0), model(TARGET), model(DRAFT), *rows, options=made
+            )
+
+    refuses("min_new_tokens: 4 are more than max_new_tokens, 3", min_new_tokens=4)
+    both = np.array([3, 10])
+    refuses("min_new_tokens: 10 are more than max_new_tokens, 9", min_new_tokens=both)
+    refuses("min_new_tokens: expected an integer", min_new_tokens=2.5)
+    three = np.ones(3)
+    refuses("presence_penalty: expected a number or 2", presence_penalty=three)
+    refuses("logit_bias: token 4 is none, allowed are 0 to 3", logit_bias={4: 1.0})
+    refuses("logit_bias: expected one for each of 2 rows, got 1", logit_bias=[{1: 1}])
+    arrays = LogitBias(np.array([1, 2]), np.ones(3))
+    refuses("logit_bias: expected tokens and values of one shape", logit_bias=arrays)
+    arrays = LogitBias(np.array([-2]), np.ones(1))
+    with pytest.raises(ValueError, match="logit_bias: token -2 is none"):
+        gr.SamplingOptions(logit_bias=arrays)
+
+
+def test_configs_are_alike_where_options_are():
+    """A dict in any order; and none of it fixes the program."""
+    made = [gr.SpeculativeConfig(logit_bias=x) for x in ({1: 2, 0: 1.0}, {0: 1, 1: 2})]
+    assert made[0] == made[1] and hash(made[0]) == hash(made[1])
+    assert dataclasses.replace(made[0], min_new_tokens=2).logit_bias == ((0, 1), (1, 2))
+    assert made[0].program() == gr.SpeculativeConfig().program()
+    assert gr.SpeculativeConfig(logit_bias={}).sampling.logit_bias is None
