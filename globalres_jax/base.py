@@ -323,16 +323,26 @@ class DraftPolicy(Protocol):
 
     Attributes:
       vocab_size: V of the target.
+      reads_paths: whether options depend on the tokens down to a node, as penalties do.
+        A drafter that then says nothing of them is as exact, and fits less well.
     """
 
     vocab_size: int
+
+    @property
+    def reads_paths(self) -> bool: ...
 
     def maker(self, level: int) -> Hashable:
         """What draws the children of nodes at a level: alike where it is equal."""
         ...
 
     def law(
-        self, logits: Array, level: int, num_drafts: int, tokens: Array | None = None
+        self,
+        logits: Array,
+        level: int,
+        num_drafts: int,
+        tokens: Array | None = None,
+        paths: Array | None = None,
     ) -> DraftLaw:
         """The law of `num_drafts` children of nodes at a level of the tree.
 
@@ -341,6 +351,8 @@ class DraftPolicy(Protocol):
           level: depth of these nodes.
           num_drafts: children of each.
           tokens: [K] the different tokens that the logits are of; None for all V.
+          paths: [B, W, L] tokens below the root down to each node, -1 for none, where
+            `reads_paths`.
 
         Returns:
           The laws, stacked along the leading axes [B, W].

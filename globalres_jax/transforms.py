@@ -77,10 +77,10 @@ def check_filters(
     min_p: Option | None,
 ) -> None:
     """Raises ValueError naming the sampling option that is out of range."""
-    _check("temperature", temperature, lambda x: x >= 0, "must be 0 or more")
-    _check("top_k", top_k, lambda x: x >= 1, "must be at least 1")
-    _check("top_p", top_p, lambda x: (x > 0) & (x <= 1), "must lie in (0, 1]")
-    _check("min_p", min_p, lambda x: (x >= 0) & (x <= 1), "must lie in [0, 1]")
+    check_option("temperature", temperature, lambda x: x >= 0, "must be 0 or more")
+    check_option("top_k", top_k, lambda x: x >= 1, "must be at least 1")
+    check_option("top_p", top_p, lambda x: (x > 0) & (x <= 1), "must lie in (0, 1]")
+    check_option("min_p", min_p, lambda x: (x >= 0) & (x <= 1), "must lie in [0, 1]")
 
 
 def normalized_residual(mass: Array, fallback: Array) -> Array:
@@ -93,7 +93,8 @@ def normalized_residual(mass: Array, fallback: Array) -> Array:
     return jnp.where(total > 0, quotient(mass, total), fallback)
 
 
-def _check(name: str, value: Option | None, is_allowed, message: str) -> None:
+def check_option(name: str, value: Option | None, is_allowed, message: str) -> None:
+    """ValueError unless `is_allowed` says so of a number, or of all of several."""
     if value is None or not is_concrete(value):
         return
     values = np.asarray(value)

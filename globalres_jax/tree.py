@@ -126,6 +126,15 @@ class TokenTree:
             ancestors[node] |= ancestors[self.parents[node]]
         return ancestors
 
+    @functools.cached_property
+    def lines(self) -> np.ndarray:
+        """[N, D] the nodes below the root down to each node, by depth; -1 beyond."""
+        lines = np.full((self.num_nodes, self.depth), -1)
+        for node in range(1, self.num_nodes):
+            lines[node] = lines[self.parents[node]]
+            lines[node, self.depths[node] - 1] = node
+        return lines
+
     def same_prefix(self, tokens: Array) -> Array:
         """[N, N] bool: nodes of one level whose paths spell the same tokens.
 

@@ -103,6 +103,27 @@ def test_drafts_without_a_second_model(draft, capsys, decoding_compiled_once):
     assert captured.err.startswith("loaded in ")
 
 
+def test_options_of_the_text(capsys, decoding_compiled_once):
+    """Streamed, or as JSON: by one program, whatever the strings that end it."""
+    newline = load("embedded").tokenizer.encode("\n")[0]  # what is said without this
+    options = ["--temp", "0", *SMALL, "--draft-length", "0"]
+    options += ["--logit-bias", f"{newline}=-inf", "--repetition-penalty", "1.3"]
+    options += ["--frequency-penalty", "0.2", "--min-tokens", "2"]
+    assert main([*GENERATE, *options, "--json", "--stop", "zzz"]) == 0
+    free = json.loads(capsys.readouterr().out)
+    text = free["text"]
+    assert not text.startswith("\n") and free["num_tokens"] == 12
+    stop = next(text[i : i + 2] for i in range(9, 20) if text.find(text[i : i + 2]) > 8)
+    cut = text[: text.find(stop)]
+    assert main([*GENERATE, *options, "--json", "--stop", stop, "--stop", "zzz"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["text"] == cut and found["finish_reason"] == "stop"
+    assert 2 < found["num_tokens"] < 12
+    assert main([*GENERATE, *options, "--stop", stop, "--include-stop"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"ROMEO:{cut}{stop}\n")
+
+
 def test_a_chat_template_is_used_unless_refused():
     tokenizer = dataclasses.replace(
         load("embedded").tokenizer,
@@ -146,6 +167,15 @@ def test_pieces_join_to_the_text():
         (["--prompt", "a", "--temp", "-1"], "temperature: must be 0 or more"),
         (["--prompt", "a", "--top-p", "2"], "top_p: must lie in"),
         (["--prompt", "a", "--target", "no/such"], "source: 'no/such' is no folder"),
+        (["--prompt", "a", "--min-tokens", "65"], "min_new_tokens: 65 are more than"),
+        (["--prompt", "a", "--repetition-penalty", "0"], "repetition_penalty: must be"),
+        (["--prompt", "a", "--presence-penalty", "nan"], "presence_penalty: must be"),
+        (["--prompt", "a", "--logit-bias", "x"], "--logit-bias: expected ID=VALUE"),
+        (["--prompt", "a", "--logit-bias=-1=2"], "logit_bias: must be 0 or more"),
+        (["--prompt", "a", "--logit-bias", "1024=2"], "logit_bias: token 1024 is"),
+        (["--prompt", "a", "--stop", ""], "stop: an empty string"),
+        (["--prompt", "a", "--include-stop"], "--include-stop: needs --stop"),
+        (["--prompt", "a", "--log-probabilities"], "--log-probabilities: are in"),
         (["--prompt", "a", "--max-tokens", "0"], "max_new_tokens: must be at least 1"),
         (
             ["--prompt", "a", "--verifier", "single-draft", "--num-drafts", "3"],

@@ -18,11 +18,12 @@ from globalres_jax.commands.printing import (
     as_json,
     show_results,
 )
+from globalres_jax.commands.sampling import add_sampling, sampling_of, stops_of
 from globalres_jax.commands.seeds import key_of_seed
 from globalres_jax.decoding.config import AUTO, SpeculativeConfig
 from globalres_jax.decoding.loop import compile_generate
 from globalres_jax.decoding.program import plan
-from globalres_jax.decoding.request import check_room
+from globalres_jax.decoding.request import check_least, check_room
 from globalres_jax.decoding.stream import compile_stream
 from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.drafters.prompt_lookup import PromptLookup
@@ -114,10 +115,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="tokens a path (5; 2 for prompt-lookup, which seldom finds more)",
     )
-    parser.add_argument("--temp", type=float, default=1.0, help="0 is greedy")
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--top-p", type=float)
-    parser.add_argument("--min-p", type=float)
+    add_sampling(parser)
     parser.add_argument(
         "--draft-top-k",
         type=int,
@@ -142,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
         draft_name = "embedded-draft" if embedded else "prompt-lookup"
     config = _config(args, draft_name)
     key_of_seed(args.seed)
-    check_room(args.max_tokens, 1)
+    check_least(config.min_new_tokens, check_room(args.max_tokens, 1)[0])
     target, draft, loading = load_measured(args.target, draft_name, args.dtype)
     if args.verbose:
         print(loading, file=sys.stderr)
@@ -163,7 +161,8 @@ def run(args: argparse.Namespace) -> None:
         if args.compare:
             writer = Writer(target.tokenizer, before, prompt)
             spoken = results["speculative"]
-            writer.write(spoken.tokens, spoken.from_draft)
+            pieces = spoken.pieces(target.tokenizer, prompt)
+            writer.write(spoken.tokens, spoken.from_draft, pieces)
             writer.end(interrupted=False)
         show_results(target.tokenizer, before, results, prompt)
     for name, result in results.items():
@@ -193,10 +192,7 @@ def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
         tree=tree,
         law=LAWS[args.law],
         verifier=verifier,
-        temperature=args.temp,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
+        **sampling_of(args),
         draft_top_k=args.draft_top_k,
         measure_optimum=args.measure_optimum,
     )
@@ -253,7 +249,8 @@ def _timed(
     tokens: list[int],
 ) -> TimedGeneration:
     start = time.perf_counter()
-    decode = compile_generate(*_request(args, target, draft, config, tokens))
+    request = _request(args, target, draft, config, tokens)
+    decode = compile_generate(*request, **stops_of(args))
     compiled = time.perf_counter()
     result = jax.block_until_ready(decode())
     return TimedGeneration(
@@ -270,14 +267,14 @@ def _streamed(
 ) -> TimedGeneration:
     """`_timed`, written while it is decoded; Ctrl-C ends it after the step at hand."""
     start = time.perf_counter()
-    begin = compile_stream(
-        *_request(args, target, draft, config, tokens), steps_per_chunk=1
-    )
+    request = _request(args, target, draft, config, tokens)
+    begin = compile_stream(*request, steps_per_chunk=1, **stops_of(args))
     compiled = time.perf_counter()
     writer = Writer(target.tokenizer, _before(args, target), tokens)
     with postponed() as interrupted:
         for chunk in begin():
-            writer.write(chunk.tokens[0], chunk.from_draft[0])
+            pieces = None if chunk.pieces is None else chunk.pieces[0]
+            writer.write(chunk.tokens[0], chunk.from_draft[0], pieces)
             if interrupted():
                 break
         running = time.perf_counter() - compiled

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.table import Table
 
+from globalres_jax.base import Array
 from globalres_jax.decoding.generation import Generation
 from globalres_jax.decoding.metrics import described
 
@@ -25,6 +26,7 @@ class TimedGeneration:
       finish_reason: "stop", "length" or "failed"; None if it was interrupted.
       counts: as they were counted.
       metrics: plain numbers and lists.
+      scores: its log-probabilities, if there are any.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class TimedGeneration:
         self.from_draft = np.asarray(result.from_draft)[0, :length]
         self.failed = bool(np.asarray(result.failed)[0])
         self.finish_reason = None if interrupted else result.finish_reasons[0]
+        self._text = None if result.texts is None else result.texts[0]
+        self.scores = _scores(result, length)
         self.counts = result.metrics
         found = described(result.metrics)
         self.metrics = {name: np.asarray(x)[0].tolist() for name, x in found.items()}
@@ -46,6 +50,42 @@ class TimedGeneration:
             self.metrics["optimal_acceptance_rate"] = None  # JSON has no NaN
         self.metrics["tokens_per_second"] = length / running
         self.metrics["seconds_with_compilation"] = compiling + running
+
+    def text(self, tokenizer, prompt: Sequence[int]) -> str:
+        """What the tokens add to the prompt's, up to a stop string."""
+        if self._text is not None:
+            return self._text
+        return tokenizer.decode_continuation(prompt, self.tokens)
+
+    def pieces(self, tokenizer, prompt: Sequence[int]) -> list[str]:
+        """The text of each token; together they are `text`."""
+        left, pieces = len(self.text(tokenizer, prompt)), []
+        for piece in tokenizer.decode_pieces(prompt, self.tokens):
+            pieces.append(piece[:left])
+            left -= len(pieces[-1])
+        return pieces
+
+
+def _scores(result: Generation, length: int) -> list[dict] | None:
+    """Log-probabilities of the first row's tokens, as JSON has them."""
+    if result.log_probabilities is None:
+        return None
+
+    def numbers(x: Array) -> list:
+        # JSON has no infinity.
+        values = np.asarray(x)[0, :length].astype(object)
+        return np.where(np.isfinite(np.asarray(x)[0, :length]), values, None).tolist()
+
+    columns = {
+        "token": np.asarray(result.tokens)[0, :length].tolist(),
+        "log_probability": numbers(result.log_probabilities),
+        "sampling_log_probability": numbers(result.sampling_log_probabilities),
+    }
+    if result.top_tokens is not None:
+        columns["top_tokens"] = np.asarray(result.top_tokens)[0, :length].tolist()
+        columns["top_log_probabilities"] = numbers(result.top_log_probabilities)
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def as_json(tokenizer, asked: str, results: dict, prompt: Sequence[int]) -> dict:
@@ -59,13 +99,16 @@ def as_json(tokenizer, asked: str, results: dict, prompt: Sequence[int]) -> dict
     """
 
     def describe(result: TimedGeneration) -> dict:
-        return {
-            "text": tokenizer.decode_continuation(prompt, result.tokens),
+        described = {
+            "text": result.text(tokenizer, prompt),
             "num_tokens": len(result.tokens),
             "finish_reason": result.finish_reason,
             "failed": result.failed,
             "metrics": result.metrics,
         }
+        if result.scores is not None:
+            described["log_probabilities"] = result.scores
+        return described
 
     described = {"prompt": asked, **describe(results["speculative"])}
     if "plain" in results:
@@ -83,10 +126,15 @@ class Writer:
         self._pieces = tokenizer.stream_pieces(prompt)
         self._drafted: list[bool] = []
 
-    def write(self, tokens: Sequence[int], from_draft: Sequence[bool]) -> None:
-        """Writes what is whole characters by now."""
+    def write(
+        self,
+        tokens: Sequence[int],
+        from_draft: Sequence[bool],
+        pieces: list[str] | None = None,
+    ) -> None:
+        """Writes what is whole characters by now, or the `pieces` that are given."""
         self._drafted += map(bool, from_draft)
-        self._print(self._pieces.add(tokens))
+        self._print(self._pieces.add(tokens) if pieces is None else pieces)
 
     def end(self, interrupted: bool) -> None:
         """Ends the line; half a character at the end of a whole text is shown as is."""
@@ -112,7 +160,7 @@ def show_results(tokenizer, before: str, results: dict, prompt: Sequence[int]) -
     if "plain" in results:
         plain = results["plain"]
         console.print("\nplain decoding wrote:", style="dim")
-        print(before + tokenizer.decode_continuation(prompt, plain.tokens))
+        print(before + plain.text(tokenizer, prompt))
 
 
 def styled(console: Console, text: str, style: str) -> str:

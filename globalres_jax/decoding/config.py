@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from globalres_jax.base import Array, TreeVerifier, Verifier
+from globalres_jax.base import NO_TOKEN, Array, TreeVerifier, Verifier
 from globalres_jax.decoding.kinds import (
     optional,
     to_flag,
@@ -18,7 +18,14 @@ from globalres_jax.decoding.kinds import (
     to_tree,
     to_verifier,
 )
-from globalres_jax.decoding.options import SamplingOptions, broken_rows, mended
+from globalres_jax.decoding.logit_bias import as_pairs
+from globalres_jax.decoding.options import (
+    NUMBERS,
+    SamplingOptions,
+    broken_rows,
+    mended,
+)
+from globalres_jax.decoding.penalties import TextCounts, adjusted
 from globalres_jax.draft_laws import IID
 from globalres_jax.numerics.largest import nearly_largest
 from globalres_jax.tree import TokenTree, check_size, paths
@@ -47,6 +54,11 @@ _KINDS = {
     "top_k": optional(to_integer(1, None)),
     "top_p": optional(as_number),
     "min_p": optional(as_number),
+    "repetition_penalty": optional(as_number),
+    "presence_penalty": optional(as_number),
+    "frequency_penalty": optional(as_number),
+    "min_new_tokens": optional(to_integer(0)),
+    "logit_bias": as_pairs,
     "measure_optimum": to_flag,
     "log_probabilities": to_flag,
     "top_log_probabilities": to_integer(0),
@@ -82,6 +94,8 @@ class SpeculativeConfig:
       temperature, top_k, top_p, min_p: sampling options, for target and draft alike,
         applied in this order; temperature 0 is greedy. Data to the compiled program,
         and `generate` takes `SamplingOptions` for each row instead.
+      repetition_penalty, presence_penalty, frequency_penalty, min_new_tokens,
+        logit_bias: likewise, before the temperature; see `SamplingOptions`.
       draft_top_k: drafts are drawn from so many likeliest tokens of the draft's row.
         Any number is exact, since what is drawn from is what is verified; a smaller one
         costs acceptance and saves time. From V on, from all.
@@ -109,6 +123,11 @@ class SpeculativeConfig:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    min_new_tokens: int | None = None
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] | None = None
     draft_top_k: int = 256
     cache_length: int | None = None
     pad_id: int = -1
@@ -174,6 +193,11 @@ class SpeculativeConfig:
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            min_new_tokens=self.min_new_tokens,
+            logit_bias=None if self.logit_bias is None else dict(self.logit_bias),
         )
 
     def law_of_level(self, level: int) -> LawMaker:
@@ -190,10 +214,8 @@ class SpeculativeConfig:
         """What of it fixes the compiled program: sampling options are data."""
         return dataclasses.replace(
             self,
-            temperature=1.0,
-            top_k=None,
-            top_p=None,
-            min_p=None,
+            **(dict.fromkeys(NUMBERS) | {"temperature": 1.0}),
+            logit_bias=None,
             cache_length=None,
         )
 
@@ -241,20 +263,35 @@ class SampledPolicy:
       config: which law draws at each level.
       options: for each row [B].
       vocab_size: V of the target.
+      counts: of the text, None where the options do not ask for them.
+      ends: [B, E] tokens that end each row, -1 for none.
     """
 
     config: SpeculativeConfig
     options: SamplingOptions
     vocab_size: int
+    counts: TextCounts | None
+    ends: Array
+
+    @property
+    def reads_paths(self) -> bool:
+        """Whether what is drawn depends on the tokens down to a node."""
+        return self.options.reads_text
 
     def maker(self, level: int) -> LawMaker:
         """What draws the children of nodes at a level."""
         return self.config.law_of_level(level)
 
     def law(
-        self, logits: Array, level: int, num_drafts: int, tokens: Array | None = None
+        self,
+        logits: Array,
+        level: int,
+        num_drafts: int,
+        tokens: Array | None = None,
+        paths: Array | None = None,
     ):
         """The laws [B, W] of `num_drafts` children, see `base.DraftPolicy`."""
+        logits = self._asked(logits, tokens, paths)
         make, options = self.maker(level), self.options
         width = logits.shape[-1]
         size = min(self.config.draft_top_k, width, options.max_support or width)
@@ -274,6 +311,19 @@ class SampledPolicy:
             return law.renamed(tokens, self.vocab_size)
 
         return jax.vmap(jax.vmap(rename))(laws, tokens)
+
+    def _asked(self, logits: Array, tokens: Array | None, paths: Array | None) -> Array:
+        """Logits after bias and penalties, which speak of all the vocabulary."""
+        if not self.options.changes_logits:
+            return logits
+        if paths is None:
+            paths = jnp.full((*logits.shape[:2], 0), NO_TOKEN)
+        rest = paths, self.options, self.counts, self.ends
+        if tokens is None:
+            return adjusted(logits, *rest)
+        shape = (*logits.shape[:-1], self.vocab_size)
+        every = jnp.full(shape, -jnp.inf, logits.dtype).at[..., tokens].set(logits)
+        return adjusted(every, *rest)[..., tokens]
 
 
 def _of_each(make: LawMaker, num_drafts: int, probs: Array):

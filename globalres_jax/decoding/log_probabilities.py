@@ -18,10 +18,10 @@ class LogProbabilities(NamedTuple):
     """Natural logarithms of probabilities under the target, for each token of a text.
 
     Attributes:
-      target: [B, T] before temperature and filters.
+      target: [B, T] before all sampling options.
       sampling: [B, T] after them: under the distribution that was sampled.
       top_tokens: [B, T, k] the likeliest tokens in that place; None if not asked for.
-      top: [B, T, k] theirs, before temperature and filters; likewise.
+      top: [B, T, k] theirs, before all sampling options; likewise.
     """
 
     target: Array
@@ -31,12 +31,18 @@ class LogProbabilities(NamedTuple):
 
 
 def of_emitted(
-    logits: Array, emitted: Emitted, broken: Array, options: SamplingOptions, top: int
+    logits: Array,
+    asked: Array,
+    emitted: Emitted,
+    broken: Array,
+    options: SamplingOptions,
+    top: int,
 ) -> LogProbabilities:
     """Those of one step, [B, D + 1]; beyond `emitted.count` they mean nothing.
 
     Args:
       logits: [B, N, V] of the target after every node of the tree.
+      asked: [B, N, V] the same after bias and penalties.
       emitted: the tokens, and the node that each stands behind.
       broken: [B, N] bool, whether the logits say nothing; such rows emit nothing.
       options: of the rows, arrays [B].
@@ -49,9 +55,10 @@ def of_emitted(
     def at_tokens(x: Array) -> Array:
         return jnp.take_along_axis(x, emitted.tokens[..., None], axis=-1)[..., 0]
 
-    rows = mended(at_nodes(logits), at_nodes(broken))
+    is_broken = at_nodes(broken)
+    rows = mended(at_nodes(asked), is_broken)
     sampled = jnp.log(at_tokens(options.to_probabilities(rows)))
-    own = log_softmax(rows)
+    own = log_softmax(mended(at_nodes(logits), is_broken))
     if not top:
         return LogProbabilities(at_tokens(own), sampled, None, None)
     flat = own.reshape(-1, own.shape[-1])

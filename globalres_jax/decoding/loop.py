@@ -7,24 +7,19 @@ device inside the loop.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 
 from globalres_jax.base import Array, Drafter, Model
 from globalres_jax.decoding.config import SpeculativeConfig
-from globalres_jax.decoding.emission import TextBuffer, empty_text
 from globalres_jax.decoding.generation import Generation, as_generation
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.decoding.program import as_program
-from globalres_jax.decoding.step import (
-    Request,
-    StepState,
-    decode_step,
-    first_state,
-)
-from globalres_jax.numerics.rows import on_platform, with_types_of
+from globalres_jax.decoding.progress import STATIC, advance, begin
+from globalres_jax.decoding.step import Request
+from globalres_jax.decoding.stream import Chunk, chunks_of, compile_chunks
+from globalres_jax.numerics.rows import on_platform
 from globalres_jax.sharding import gather
 
 
@@ -38,6 +33,8 @@ def generate(
     max_new_tokens: int | Sequence[int] = 64,
     eos_id: int | Sequence[int] | Array | None = None,
     options: SamplingOptions | None = None,
+    stop: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+    include_stop: bool = False,
 ) -> Generation:
     """Samples continuations from the target, exactly, with the draft's help.
 
@@ -55,6 +52,10 @@ def generate(
       eos_id: token that ends a row, or several; an array [B, E] for each row, filled
         up with -1; `()` for none. The target's own `eos_id` if None.
       options: sampling options for each row, in place of the config's.
+      stop: strings that end a row where its text says one, or a list of them for each
+        row. The text is looked at on the host, between chunks of steps; the result has
+        `texts`. The token that completes the string is the row's last one.
+      include_stop: whether `texts` keep the string that they end with.
 
     Returns:
       A `Generation`.
@@ -76,7 +77,11 @@ def generate(
         max_new_tokens,
         eos_id,
         options,
+        stop,
+        include_stop,
     )
+    if program.stop is not None:
+        return _last(chunks_of(program))
     return program.finish(_generate(*program.arrays, **program.static))
 
 
@@ -86,14 +91,17 @@ def compile_generate(*args, **kwargs) -> Callable[[], Generation]:
     So that time to compile and time to run can be told apart.
     """
     program = as_program(*args, **kwargs)
+    if program.stop is not None:
+        chunks = compile_chunks(program)
+        return lambda: _last(chunks())
     compiled = _generate.lower(*program.arrays, **program.static).compile()
     return lambda: program.finish(compiled(*program.arrays))
 
 
-#: What goes from step to step: the state, and the text so far.
-Progress = tuple[StepState, TextBuffer]
-
-STATIC = ("config", "room", "capacity", "mesh", "platform")
+def _last(chunks: Iterator[Chunk]) -> Generation:
+    for chunk in chunks:
+        result = chunk.result
+    return result
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -120,40 +128,3 @@ def _decode(
     request = Request(target, drafter, options, ends, config)
     state, text = begin(request, keys, prompts, lengths, budget, room, capacity)
     return gather(mesh, as_generation(*advance(state, text, request)))
-
-
-def begin(
-    request: Request,
-    keys: Array,
-    prompts: Array,
-    lengths: Array,
-    budget: Array,
-    room: int,
-    capacity: int,
-) -> Progress:
-    """State and text before the first step; for the arguments see `first_state`.
-
-    `room` is how many tokens a row may become.
-    """
-    state = first_state(request, keys, prompts, lengths, budget, capacity)
-    return state, empty_text(len(prompts), room, request.config)
-
-
-def advance(
-    state: StepState, text: TextBuffer, request: Request, most: Array | None = None
-) -> Progress:
-    """As many steps as it takes for every row to end, or at most `most []`."""
-
-    def is_running(carry: tuple[Array, Progress]) -> Array:
-        taken, (state, _) = carry
-        running = jnp.any(state.budget > 0)
-        return running if most is None else running & (taken < most)
-
-    def step(carry: tuple[Array, Progress]) -> tuple[Array, Progress]:
-        taken, (state, text) = carry
-        state, emitted, scores = decode_step(state, request)
-        following = with_types_of(carry[1], (state, text.extend(emitted, scores)))
-        return taken + 1, following
-
-    carry = jnp.int32(0), (state, text)
-    return jax.lax.while_loop(is_running, step, carry)[1]

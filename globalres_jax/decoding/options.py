@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array, TreeVerifier
-from globalres_jax.transforms import check_filters, probabilities, safe_temperature
+from globalres_jax.decoding.logit_bias import as_logit_bias
+from globalres_jax.transforms import (
+    check_filters,
+    check_option,
+    probabilities,
+    safe_temperature,
+)
 from globalres_jax.validation import (
     LARGEST,
     as_array,
@@ -19,27 +25,57 @@ from globalres_jax.validation import (
     wrong_kind,
 )
 
-_NAMES = ("temperature", "top_k", "top_p", "min_p")
+#: Options that are numbers, and the types that they have on a device.
+NUMBERS = {
+    "temperature": jnp.float32,
+    "top_k": jnp.int32,
+    "top_p": jnp.float32,
+    "min_p": jnp.float32,
+    "repetition_penalty": jnp.float32,
+    "presence_penalty": jnp.float32,
+    "frequency_penalty": jnp.float32,
+    "min_new_tokens": jnp.int32,
+}
+
+_OF_TEXT = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_new_tokens",
+)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """What the logits of target and draft go through, in this order.
+    """What the logits of target and draft go through.
 
     Numbers, or arrays [B] with one for each row of a batch. As arrays under `jit` they
-    are data: other values are the same program. A filter that is None is not compiled.
+    are data: other values are the same program. What is None is not compiled. The
+    order: logit bias, repetition, frequency and presence penalty, `min_new_tokens`,
+    temperature, top-k, top-p, min-p. Penalties depend on the text: every node of a
+    draft tree has its own, of what was written before it and the path down to it.
 
     Attributes:
       temperature: divides the logits; 0 is greedy.
       top_k: keep exactly this many most likely tokens.
       top_p: keep the fewest most likely tokens that together reach this mass.
       min_p: keep tokens at least this fraction as likely as the most likely one.
+      repetition_penalty: logits of tokens in prompt or output are divided by it if
+        they are positive, else multiplied; above 1 there is less repetition (arXiv
+        1909.05858, as in transformers and vLLM).
+      presence_penalty: taken off the logits of tokens in the output.
+      frequency_penalty: taken off them once for each time that the output has them.
+      min_new_tokens: tokens that end a row are forbidden until it has so many; and
+        stop strings do not count before.
+      logit_bias: what is added to the logits of some tokens, -inf to forbid them: a
+        dict from token id to number, a list of one for each row, or a `LogitBias`.
       max_top_k: no `top_k` is larger. It fixes shapes, so it is static; found by
         itself where the values can be seen.
       greedy: whether the temperature is known to be 0 in every row; likewise.
 
     Raises:
+      TypeError: an option of another kind.
       ValueError: an option out of range, or a `top_k` above `max_top_k`.
     """
 
@@ -47,20 +83,27 @@ class SamplingOptions:
     top_k: Any = None
     top_p: Any = None
     min_p: Any = None
+    repetition_penalty: Any = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    min_new_tokens: Any = None
+    logit_bias: Any = None
     max_top_k: int | None = dataclasses.field(default=None, metadata={"static": True})
     greedy: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self):
-        values = (self.temperature, self.top_k, self.top_p, self.min_p)
-        for name, value in zip(_NAMES, values, strict=True):
+        values = {name: getattr(self, name) for name in NUMBERS}
+        for name, value in values.items():
             is_text = isinstance(value, np.ndarray) and value.dtype.kind not in "iufV"
             if isinstance(value, str | bytes | dict) or is_text:
                 raise wrong_kind(name, "a number, or one for each row", value)
-        if not all(value is None or _is_number(value) for value in values):
+        object.__setattr__(self, "logit_bias", as_logit_bias(self.logit_bias))
+        if not all(value is None or _is_number(value) for value in values.values()):
             return  # JAX rebuilds pytrees with placeholders for leaves
         if isinstance(self.top_k, int):
             object.__setattr__(self, "top_k", min(self.top_k, LARGEST))
-        check_filters(*values)
+        check_filters(self.temperature, self.top_k, self.top_p, self.min_p)
+        check_penalties(**{name: values[name] for name in _OF_TEXT})
         if is_concrete(self.temperature):
             greedy = bool(np.all(np.asarray(self.temperature) == 0))
             object.__setattr__(self, "greedy", greedy)
@@ -82,6 +125,25 @@ class SamplingOptions:
         """Most tokens that a filtered row can have, as far as shapes know it."""
         return 1 if self.greedy else self.max_top_k
 
+    @property
+    def has_penalties(self) -> bool:
+        """Whether logits depend on which tokens the text has."""
+        return not (
+            self.repetition_penalty is None
+            and self.presence_penalty is None
+            and self.frequency_penalty is None
+        )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether logits depend on the text in any way beyond the model's."""
+        return self.has_penalties or self.min_new_tokens is not None
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether anything comes before the temperature."""
+        return self.reads_text or self.logit_bias is not None
+
     def for_rows(self, batch: int) -> SamplingOptions:
         """The same with every option as an array [B]; ValueError for another B."""
 
@@ -102,16 +164,19 @@ class SamplingOptions:
                 )
             return jnp.asarray(xp.broadcast_to(array, (batch,)))
 
+        bias = self.logit_bias
         return dataclasses.replace(
             self,
-            temperature=rows("temperature", jnp.float32),
-            top_k=rows("top_k", jnp.int32),
-            top_p=rows("top_p", jnp.float32),
-            min_p=rows("min_p", jnp.float32),
+            **{name: rows(name, dtype) for name, dtype in NUMBERS.items()},
+            logit_bias=None if bias is None else bias.for_rows(batch),
         )
 
     def to_probabilities(self, logits: Array) -> Array:
-        """The distributions that `logits [B, ..., V]` stand for."""
+        """The distributions that `logits [B, ..., V]` stand for.
+
+        The logits are those after `penalties.adjusted`, if anything comes before the
+        temperature.
+        """
         temperature = 0.0 if self.greedy else self.temperature
         return probabilities(
             logits, temperature, self.top_k, self.top_p, self.min_p, self.max_top_k
@@ -181,14 +246,45 @@ def mended(logits: Array, broken: Array) -> Array:
     return jnp.where(broken[..., None], 0, logits)
 
 
+def check_penalties(
+    repetition_penalty: Any,
+    presence_penalty: Any,
+    frequency_penalty: Any,
+    min_new_tokens: Any,
+) -> None:
+    """Raises ValueError naming the option that is out of range."""
+
+    def is_finite(x: np.ndarray) -> np.ndarray:
+        return np.abs(x) <= np.finfo(np.float32).max
+
+    check_option(
+        "repetition_penalty",
+        repetition_penalty,
+        lambda x: (x > 0) & is_finite(x),
+        "must be above 0 and finite (1 is none)",
+    )
+    for name, value in (
+        ("presence_penalty", presence_penalty),
+        ("frequency_penalty", frequency_penalty),
+    ):
+        check_option(name, value, is_finite, "must be finite (0 is none)")
+    check_option(
+        "min_new_tokens",
+        min_new_tokens,
+        lambda x: (x >= 0) & (x <= LARGEST),
+        f"must lie in [0, {LARGEST}]",
+    )
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | jax.Array | np.ndarray | np.generic)
 
 
 def _as_option(name: str, value: Any) -> Array | np.ndarray:
     """A number, or several, as an array; TypeError for what is none."""
-    wanted = jnp.integer if name == "top_k" else jnp.number
-    shown = "an integer" if name == "top_k" else "a number"
+    is_count = NUMBERS[name] == jnp.int32
+    wanted = jnp.integer if is_count else jnp.number
+    shown = "an integer" if is_count else "a number"
     error = wrong_kind(name, f"{shown}, or one for each row", value)
     try:
         array = as_array(value)

@@ -25,11 +25,13 @@ from globalres_jax.decoding.request import (
     check_drafter,
     check_features,
     check_model,
+    check_options,
     check_prompts,
     check_room,
     end_tokens,
     row_keys,
 )
+from globalres_jax.decoding.stop_strings import StopStrings, as_stop_strings
 from globalres_jax.drafters import NoDrafts, as_drafter
 from globalres_jax.planning.automatic import Plan, choose_plan, observe
 from globalres_jax.planning.question import Question
@@ -45,12 +47,14 @@ class Program(NamedTuple):
       static: what fixes it.
       room: most new tokens of a row; the program's texts may be wider.
       plan: where the tree was chosen, by what.
+      stop: strings that end rows, None for none: the host then has to look on.
     """
 
     arrays: tuple
     static: dict
     room: int
     plan: Plan | None
+    stop: StopStrings | None
 
     def finish(self, result: Generation) -> Generation:
         """What was asked for of a result; a plan learns from its metrics."""
@@ -83,12 +87,22 @@ def as_program(
     max_new_tokens: int | Sequence[int] = 64,
     eos_id: int | Sequence[int] | Array | None = None,
     options: SamplingOptions | None = None,
+    stop: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+    include_stop: bool = False,
 ) -> Program:
     """Arguments of `generate`, checked, brought to sizes that come back, and placed."""
     asked = _ask(
         target, draft, prompts, prompt_lengths, config, max_new_tokens, options
     )
     prompts, lengths, config = asked.prompts, asked.lengths, asked.config
+    strings = as_stop_strings(
+        stop,
+        include_stop,
+        target.tokenizer,
+        prompts,
+        lengths,
+        asked.options.min_new_tokens,
+    )
     batch, width = prompts.shape
     if is_concrete(prompts, lengths):
         sizes = bucket_sizes(config, width, asked.room)
@@ -116,7 +130,8 @@ def as_program(
         "mesh": asked.mesh,
         "platform": _platform_of(target.params),
     }
-    return Program((target, asked.drafter, *rows), static, asked.room, asked.plan)
+    arrays = target, asked.drafter, *rows
+    return Program(arrays, static, asked.room, asked.plan, strings)
 
 
 def plan(
@@ -176,6 +191,7 @@ def _ask(
     batch = check_prompts(prompts, lengths, target.vocab_size)
     budget, room = check_room(max_new_tokens, batch)
     check_context(lengths, budget, target.context_length)
+    check_options(options, budget, target.vocab_size)
     mesh, chosen = mesh_of(target.params), None
     if config.tree == AUTO and batch == 0:
         drafter, config = NoDrafts(), config.plain()

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
+from globalres_jax.decoding.logit_bias import LogitBias
+from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.validation import LARGEST, as_array, is_concrete, wrong_kind
 
 
@@ -105,6 +107,34 @@ def check_context(lengths: Array, caps: Array, context_length: int | None) -> No
             f"max_new_tokens: a prompt of {length} tokens and {cap} new ones are more "
             f"than the target's context of {context_length}; at most "
             f"{context_length - length} new ones fit"
+        )
+
+
+def check_options(options: SamplingOptions, caps: Array, vocab_size: int) -> None:
+    """ValueError for a bias of tokens that are none, and for a least length above most.
+
+    Args:
+      options: as they came.
+      caps: [B] most new tokens of each row.
+      vocab_size: V.
+    """
+    if isinstance(options.logit_bias, LogitBias):
+        options.logit_bias.check(vocab_size)
+    check_least(options.min_new_tokens, caps)
+
+
+def check_least(least: Any, caps: Array) -> None:
+    """ValueError where a row is to have more than its most new tokens, `caps [B]`."""
+    if least is None or not is_concrete(least, caps):
+        return
+    least, caps = np.asarray(least), np.asarray(caps)
+    if least.shape not in ((), caps.shape):
+        return  # its shape is refused elsewhere
+    beyond = least > caps
+    if beyond.any():
+        shown = np.broadcast_to(least, caps.shape)[beyond][0]
+        raise ValueError(
+            f"min_new_tokens: {shown} are more than max_new_tokens, {caps[beyond][0]}"
         )
 
 

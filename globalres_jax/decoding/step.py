@@ -29,6 +29,12 @@ from globalres_jax.decoding.emission import emit, with_features
 from globalres_jax.decoding.log_probabilities import LogProbabilities, of_emitted
 from globalres_jax.decoding.metrics import Metrics, count_step, empty_metrics
 from globalres_jax.decoding.options import FilteredRows, SamplingOptions, broken_rows
+from globalres_jax.decoding.penalties import (
+    TextCounts,
+    adjusted,
+    count_text,
+    paths_of,
+)
 from globalres_jax.numerics.rows import known_platform, map_rows
 from globalres_jax.tree import tree_mask
 from globalres_jax.tree_verifiers import optimum_along
@@ -46,6 +52,7 @@ class StepState(NamedTuple):
       cache: the target's; all of the text but its last token.
       draft: the drafter's state.
       metrics: counts.
+      counts: of the text, with its last token; None where no option asks for them.
     """
 
     keys: Array
@@ -56,6 +63,7 @@ class StepState(NamedTuple):
     cache: Cache
     draft: State
     metrics: Metrics
+    counts: TextCounts | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -96,7 +104,7 @@ def first_state(
       budget: [B] most tokens that each row may emit.
       capacity: slots of the caches.
     """
-    batch = len(prompts)
+    batch, vocab_size = len(prompts), request.target.vocab_size
     models = request.target, request.drafter
     cache, draft = read_prompts(*models, prompts, lengths, capacity)
     return StepState(
@@ -108,6 +116,7 @@ def first_state(
         cache=cache,
         draft=draft,
         metrics=empty_metrics(batch, request.config.token_tree.depth),
+        counts=count_text(request.options, prompts, lengths, vocab_size),
     )
 
 
@@ -135,10 +144,10 @@ def decode_step(
     Log-probabilities of what is emitted are there if the config asks for them.
     """
     key_draft, key_verify = step_keys(state.keys, state.steps)
-    proposal, draft = propose(key_draft, state.draft, request)
+    proposal, draft = propose(key_draft, state.draft, request, state.counts)
     logits, features, cache = score_as_read(state.cache, proposal.tokens, request)
-    broken = broken_rows(logits)
-    walk, optimum = verify(key_verify, proposal, logits, broken, request)
+    asked, broken = as_asked(logits, proposal.tokens, state.counts, request)
+    walk, optimum = verify(key_verify, proposal, asked, broken, request)
     emitted, ending = emit(walk, proposal.tokens, state.budget, request.ends, broken)
     emitted = with_features(emitted, features)
     cache, draft = commit(cache, draft, emitted, request)
@@ -146,7 +155,7 @@ def decode_step(
     config, scores = request.config, None
     if config.log_probabilities:
         top = config.top_log_probabilities
-        scores = of_emitted(logits, emitted, broken, request.options, top)
+        scores = of_emitted(logits, asked, emitted, broken, request.options, top)
     following = StepState(
         keys=state.keys,
         steps=state.steps + running,
@@ -156,6 +165,7 @@ def decode_step(
         cache=cache,
         draft=draft,
         metrics=count_step(state.metrics, config.token_tree, running, walk, optimum),
+        counts=None if state.counts is None else state.counts.extended(emitted),
     )
     return following, emitted, scores
 
@@ -170,10 +180,12 @@ def step_keys(keys: Array, steps: Array) -> tuple[Array, Array]:
     return jax.vmap(row)(keys, steps)
 
 
-def propose(keys: Array, state: State, request: Request) -> tuple[Proposal, State]:
-    """1. A tree of drafts for each row."""
+def propose(
+    keys: Array, state: State, request: Request, counts: TextCounts | None = None
+) -> tuple[Proposal, State]:
+    """1. A tree of drafts for each row, whose text has these `counts`."""
     config, vocab_size = request.config, request.target.vocab_size
-    policy = SampledPolicy(config, request.options, vocab_size)
+    policy = SampledPolicy(config, request.options, vocab_size, counts, request.ends)
     return request.drafter.propose(keys, state, config.token_tree, policy)
 
 
@@ -208,6 +220,26 @@ def _places(cache: Cache, request: Request) -> tuple[Array, Cache, Array]:
     tree, base = request.config.token_tree, cache.length
     mask = tree_mask(tree, np.arange(tree.num_nodes), base, cache.capacity)
     return base[:, None] + jnp.asarray(tree.depths)[None, :], cache, mask
+
+
+def as_asked(
+    logits: Array, tokens: Array, counts: TextCounts | None, request: Request
+) -> tuple[Array, Array]:
+    """Logits [B, N, V] after bias and penalties, and which rows are broken [B, N].
+
+    Args:
+      logits: [B, N, V] of the target after every node.
+      tokens: [B, N] at the nodes.
+      counts: of the text.
+      request: what is asked for.
+    """
+    broken = broken_rows(logits)
+    if not request.options.changes_logits:
+        return logits, broken
+    paths = paths_of(request.config.token_tree, tokens)
+    asked = adjusted(logits, paths, request.options, counts, request.ends)
+    # Of what a model allows the options may forbid all.
+    return asked, broken | broken_rows(asked)
 
 
 def verify(

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array, Drafter, Model
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.emission import TextBuffer
 from globalres_jax.decoding.generation import Generation, as_generation
-from globalres_jax.decoding.loop import STATIC, advance, begin
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.decoding.program import Program, as_program
+from globalres_jax.decoding.progress import STATIC, advance, begin
 from globalres_jax.decoding.step import Request, StepState
+from globalres_jax.decoding.stop_strings import WatchedText
 from globalres_jax.numerics.rows import on_platform
 from globalres_jax.sharding import gather
 from globalres_jax.validation import LARGEST, as_integer, is_concrete
@@ -32,12 +34,20 @@ class Chunk(NamedTuple):
       running: [B] bool, on the host, whether the row goes on.
       result: everything so far; in the last chunk what `generate` returns. Its
         `finish_reasons` are those of rows that have ended.
+      pieces: where stop strings were asked for, for each row the texts of tokens, in
+        their order, that are new and will stay; they lag behind `tokens` by those that
+        may yet become a stop string. Together they are `result.texts`.
     """
 
     tokens: list[np.ndarray]
     from_draft: list[np.ndarray]
     running: np.ndarray
     result: Generation
+    pieces: list[list[str]] | None = None
+
+
+#: Steps between two looks at the text, where nobody said how many.
+STEPS = 4
 
 
 def stream(
@@ -50,7 +60,9 @@ def stream(
     max_new_tokens: int | Sequence[int] = 64,
     eos_id: int | Sequence[int] | Array | None = None,
     options: SamplingOptions | None = None,
-    steps_per_chunk: int = 4,
+    steps_per_chunk: int = STEPS,
+    stop: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+    include_stop: bool = False,
 ) -> Iterator[Chunk]:
     """`generate` as an iterator: the same tokens, as they are written.
 
@@ -72,6 +84,9 @@ def stream(
       options: sampling options for each row, in place of the config's.
       steps_per_chunk: decoding steps, each of one token or more for every row that goes
         on, between two looks at the text. More of them cost less time on the host.
+      stop: strings that end a row where its text says one, or a list of them for each
+        row. Steps that a chunk took beyond are counted in `metrics`.
+      include_stop: whether texts keep the string that they end with.
 
     Returns:
       An iterator over `Chunk`s, at least one, the last when every row has ended.
@@ -80,24 +95,36 @@ def stream(
       TypeError, ValueError: as `generate` does, before the first chunk is asked for;
         and under `jit`, which has no host to hand text to.
     """
-    most = _as_steps(steps_per_chunk)
-    rows = prompts, prompt_lengths
-    program = as_program(
-        key, target, draft, *rows, config, max_new_tokens, eos_id, options
-    )
+    _as_steps(steps_per_chunk)
+    rows = prompts, prompt_lengths, config, max_new_tokens, eos_id, options
+    program = as_program(key, target, draft, *rows, stop, include_stop)
+    return chunks_of(program, steps_per_chunk)
+
+
+def chunks_of(program: Program, steps_per_chunk: int = STEPS) -> Iterator[Chunk]:
+    """`stream` of a program."""
     _check_concrete(program)
-    start = functools.partial(_start, **program.static)
-    return _chunks(program, most, start, functools.partial(_advance, **program.static))
+    static, most = program.static, _as_steps(steps_per_chunk)
+    start = functools.partial(_start, **static)
+    return _chunks(program, most, start, functools.partial(_advance, **static))
 
 
 def compile_stream(
-    *args, steps_per_chunk: int = 4, **kwargs
+    *args, steps_per_chunk: int = STEPS, **kwargs
 ) -> Callable[[], Iterator[Chunk]]:
     """Compiles what `stream` with these arguments runs, and returns it as a call.
 
     So that time to compile and time to run can be told apart. For one device.
     """
-    most, program = _as_steps(steps_per_chunk), as_program(*args, **kwargs)
+    _as_steps(steps_per_chunk)
+    return compile_chunks(as_program(*args, **kwargs), steps_per_chunk)
+
+
+def compile_chunks(
+    program: Program, steps_per_chunk: int = STEPS
+) -> Callable[[], Iterator[Chunk]]:
+    """`compile_stream` of a program."""
+    most = _as_steps(steps_per_chunk)
     _check_concrete(program)
     start = _start.trace(*program.arrays, **program.static)
     rest = _unchanging(program)
@@ -132,12 +159,17 @@ def _chunks(
     state, text = start(*program.arrays)
     rest, seen, running = _unchanging(program), 0, True
     places = jax.tree.map(lambda x: x.sharding, (state, text))
+    watched, pieces = None if program.stop is None else program.stop.begin(), None
     while np.any(running):
         state, text, found = following(state, text, *rest, most)
+        result, running = found[0].first_columns(program.room), np.asarray(found[1])
+        if watched is not None:
+            result, pieces = _look(watched, result, running, program)
+            running = running & ~np.array([row.stopped for row in watched])
+            state = state._replace(budget=_of_running(state.budget, running))
         if program.static["mesh"] is not None:
             # Where the compiler left them is where another program would take them.
             state, text = jax.device_put((state, text), places)
-        result, running = found[0].first_columns(program.room), np.asarray(found[1])
         if not np.any(running):
             result = program.finish(result)
         lengths = np.asarray(result.lengths)
@@ -146,8 +178,31 @@ def _chunks(
             _new(result.from_draft, seen, lengths),
             running,
             result,
+            pieces,
         )
         seen = lengths
+
+
+def _look(
+    watched: list[WatchedText],
+    result: Generation,
+    running: np.ndarray,
+    program: Program,
+) -> tuple[Generation, list[list[str]]]:
+    """The result up to stop strings, and what is new of the rows' texts."""
+    rows = zip(watched, result.rows(), running, strict=True)
+    pieces = [text.read(row, not runs) for text, row, runs in rows]
+    lengths = np.array([text.length for text in watched], np.int32)
+    stopped = np.array([text.stopped for text in watched])
+    texts = [text.text for text in watched]
+    filler = program.static["config"].pad_id
+    return result.cut(lengths, stopped, texts, filler), pieces
+
+
+@jax.jit
+def _of_running(budget: Array, running: Array) -> Array:
+    """`budget [B]` of the rows that go on; the others are to emit nothing."""
+    return jnp.where(running, budget, 0)
 
 
 def _new(rows: Array, seen: np.ndarray | int, lengths: np.ndarray) -> list[np.ndarray]:

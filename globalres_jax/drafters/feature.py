@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Cache, DraftPolicy, Emitted, Model, Proposal
 from globalres_jax.cache import Chunk, in_chunks, without_padding
-from globalres_jax.drafters.model import Calls, grow_tree
+from globalres_jax.drafters.growth import Calls, grow_tree
 from globalres_jax.drafters.nothing import last_emitted, last_token
 from globalres_jax.tree import TokenTree
 

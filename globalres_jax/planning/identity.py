@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from globalres_jax.decoding.config import SpeculativeConfig
-from globalres_jax.decoding.options import SamplingOptions
+from globalres_jax.decoding.options import NUMBERS, SamplingOptions
 
 #: Bytes of a model's parameters that are looked at, the smallest arrays first.
 _MOST_BYTES = 1 << 20
@@ -61,10 +61,11 @@ def _kind(part: Any) -> str:
 
 
 def _options(options: SamplingOptions) -> list:
-    values = (options.temperature, options.top_k, options.top_p, options.min_p)
+    values = [getattr(options, name) for name in NUMBERS]
     rows = len(np.asarray(options.temperature))
     rough = [x if x is None else round(float(np.mean(x)), 1) for x in values]
-    return [rows, options.greedy, *rough]
+    bias = [np.round(x, 1).tolist() for x in options.logit_bias or ()]
+    return [rows, options.greedy, *rough, *bias]
 
 
 def _digest(part: Any) -> bytes:

@@ -20,7 +20,8 @@ import numpy as np
 from globalres_jax.base import Array, Cache, Emitted, Proposal, State
 from globalres_jax.cache import prefill_with_features
 from globalres_jax.decoding import step
-from globalres_jax.decoding.options import FilteredRows, broken_rows
+from globalres_jax.decoding.options import FilteredRows
+from globalres_jax.decoding.penalties import TextCounts, count_text
 from globalres_jax.decoding.step import Request
 from globalres_jax.numerics import categorical
 from globalres_jax.numerics.rows import map_rows, on_platform
@@ -49,9 +50,10 @@ class Prompts(NamedTuple):
     capacity: int
 
 
-#: A drafter's state, the token [B] that follows, and as `_one` has them its count and
-#: the feature before it.
-Text = tuple[State, Array, Array, Array | None]
+#: What a drafter knows of the text, and what options do.
+Text = tuple[State, TextCounts | None]
+#: The token [B] behind a text, and as `_one` has them its count and the feature before.
+Last = tuple[Array, Array, Array | None]
 
 #: A part of a step: runs it so many times, one after another.
 Part = Callable[[int], Any]
@@ -96,33 +98,35 @@ class Probe:
 
     def target_call(self, request: Request) -> Part:
         """A target call on the tree of the request's config, to be timed."""
-        cache, _, one, _ = self._start(request)
+        cache, _, one, *_ = self._start(request)
         shape = len(self.keys), request.config.token_tree.num_nodes
         tokens = jax.device_put(np.zeros(shape, np.int32))
         return self._target(request, cache, tokens, one)
 
     def look(self, request: Request) -> Seen:
         """Draws trees of the config's shape, and sees what the rule accepts of them."""
-        start, first, one, feature = self._start(request)
-        cache, state, token, count = start, first, one, one - one
+        start, state, one, counts, feature = self._start(request)
+        first = state, counts
+        cache, text, token, count = start, first, one, one - one
         found, begun = [], self.clock()
         while len(found) < LEAST_TREES or (
             len(found) < MOST_TREES and self.clock() - begun < SECONDS
         ):
             index = len(found)
-            text = state, token, count, feature
-            proposal, state = _draft(1, self.keys, index, text, request, self.platform)
+            last = token, count, feature
+            drawn = self.keys, index, text, last, request, self.platform
+            proposal, text = _draft(1, *drawn)
             scored = cache, proposal.tokens, count, request, self.platform
             logits, feature, cache = _score(1, *scored)
-            seen = self.keys, index, proposal, logits, request, self.platform
+            seen = self.keys, index, proposal, logits, text[1], request, self.platform
             added, token = _accept(1, *seen)
             count = one
             found.append(np.asarray(added, np.float64))
             if index == 0:
                 begun = self.clock()  # what follows is compiled
         mean = np.clip(np.mean(found, axis=(0, 1)), 0, 1)
-        text = first, token, count, feature
-        begin = self.keys, 0, text, request, self.platform
+        last = token, count, feature
+        begin = self.keys, 0, first, last, request, self.platform
         return Seen(
             survival=tuple(np.minimum.accumulate(mean).tolist()),
             trees=len(found),
@@ -155,25 +159,26 @@ class Probe:
         call = cache, tokens, count, request, self.platform
         return lambda repeats: _score(repeats, *call)
 
-    def _start(self, request: Request) -> tuple[Cache, State, Array, Array | None]:
-        models = request.target, request.drafter
-        return _start(*models, *self.prompts[:2], self.prompts.capacity, self.platform)
+    def _start(self, request: Request) -> tuple:
+        parts = request.target, request.drafter, request.options
+        return _start(*parts, *self.prompts[:2], self.prompts.capacity, self.platform)
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "platform"))
-def _start(target, drafter, prompts, lengths, capacity: int, platform):
-    """What has read the prompts, ones [B] that lie where they do, and a feature.
+def _start(target, drafter, options, prompts, lengths, capacity: int, platform):
+    """What has read the prompts, ones [B] that lie where they do, counts, a feature.
 
     The feature [B, 1, F] is of no token, and None where the drafter reads none.
     """
     with on_platform(platform):
         cache, state = step.read_prompts(target, drafter, prompts, lengths, capacity)
+        counts = count_text(options, prompts, lengths, target.vocab_size)
         feature = None
         if step.reads_features(drafter):
             rows = target, prompts, lengths, capacity
             like = jax.eval_shape(lambda: prefill_with_features(*rows)[1])
             feature = jnp.zeros((len(lengths), 1, like.shape[-1]), like.dtype)
-        return cache, state, jnp.ones_like(lengths), feature
+        return cache, state, jnp.ones_like(lengths), counts, feature
 
 
 @functools.partial(jax.jit, static_argnames="platform")
@@ -182,27 +187,32 @@ def _draft(
     keys: Array,
     first: Array,
     text: Text,
+    last: Last,
     request: Request,
     platform: str | None,
-) -> tuple[Proposal, State]:
-    """The text grows by its last token, and a tree is drawn; once and again."""
+) -> tuple[Proposal, Text]:
+    """Text grows by its last token, and a tree is drawn; once and again."""
     depth = request.config.token_tree.depth
-    state, token, count, feature = text
+    token, count, feature = last
 
-    def propose(index: Array, state: State):
-        steps = jnp.broadcast_to(first + index, count.shape)
-        return step.propose(step.step_keys(keys, steps)[0], state, request)
+    def propose(index: Array, text: Text) -> tuple[Proposal, Text]:
+        (state, counts), steps = text, jnp.broadcast_to(first + index, count.shape)
+        own = step.step_keys(keys, steps)[0]
+        proposal, state = step.propose(own, state, request, counts)
+        return proposal, (state, counts)
 
-    def body(index: Array, carry: tuple[Proposal, State]):
-        proposal, state = carry
+    def body(index: Array, carry: tuple[Proposal, Text]):
+        proposal, (state, counts) = carry
         again = index > 0
         written = jnp.where(again, proposal.tokens[:, -1], token)
         emitted = _one(written, jnp.where(again, 1, count), depth, feature)
-        return propose(index, request.drafter.commit(state, emitted))
+        state = request.drafter.commit(state, emitted)
+        counts = None if counts is None else counts.extended(emitted)
+        return propose(index, (state, counts))
 
     with on_platform(platform):
-        empty = _zeros(jax.eval_shape(propose, jnp.int32(0), state)[0])
-        return jax.lax.fori_loop(0, repeats, body, (empty, state))
+        empty = _zeros(jax.eval_shape(propose, jnp.int32(0), text)[0])
+        return jax.lax.fori_loop(0, repeats, body, (empty, text))
 
 
 @functools.partial(jax.jit, static_argnames="platform")
@@ -248,6 +258,7 @@ def _accept(
     steps: Array,
     proposal: Proposal,
     logits: Array,
+    counts: TextCounts | None,
     request: Request,
     platform: str | None,
 ) -> tuple[Array, Array]:
@@ -269,8 +280,10 @@ def _accept(
         own = step.step_keys(keys, jnp.broadcast_to(steps, which.shape))[1]
         arrays = which, own, drawn.tokens, drawn.laws, request.options
         turned = step.by_columns(request.target)
-        broken = broken_rows(jnp.moveaxis(seen, 0, -1) if turned else seen)
-        return map_rows(lambda *own: row(*own, seen, broken), *arrays)
+        rows = jnp.moveaxis(seen, 0, -1) if turned else seen
+        asked, broken = step.as_asked(rows, drawn.tokens, counts, request)
+        asked = jnp.moveaxis(asked, -1, 0) if turned else asked
+        return map_rows(lambda *own: row(*own, asked, broken), *arrays)
 
     with on_platform(platform):
         dtype = jnp.promote_types(logits.dtype, jnp.float32)

@@ -44,6 +44,8 @@ def expected_by_level(
     own = getattr(rule, "expected_by_level", None)
     if own is not None:
         return own(tree, tokens, p, laws)
+    # A law needs all rows: an array, whatever they were shown as.
+    p = p[jnp.arange(tree.num_nodes)]
     stop = rule.law(tree, tokens, p, laws).stop
     depths = jnp.asarray(tree.depths)
     deeper = depths[None, :] > jnp.arange(tree.depth)[:, None]

@@ -168,8 +168,8 @@ def test_mutant_bonus_token_without_temperature(pair, monkeypatch):
 def test_mutant_draft_law_that_was_not_sampled(pair, monkeypatch):
     honest = step.propose
 
-    def claims_flat_rows(keys, state, request):
-        proposal, state = honest(keys, state, request)
+    def claims_flat_rows(*args):
+        proposal, state = honest(*args)
         flat = jax.tree.map(lambda q: jnp.full_like(q, 1 / q.shape[-1]), proposal.laws)
         return proposal._replace(laws=flat), state
 

@@ -227,6 +227,10 @@ def test_names_tell_pairs_apart():
         name(options=AUTO.sampling.for_rows(3)),
         name(options=gr.SamplingOptions(temperature=0.3).for_rows(2)),
         name(options=gr.SamplingOptions(top_p=0.9).for_rows(2)),
+        name(options=gr.SamplingOptions(min_p=0.9).for_rows(2)),
+        name(options=gr.SamplingOptions(frequency_penalty=0.9).for_rows(2)),
+        name(options=gr.SamplingOptions(logit_bias={1: 0.9}).for_rows(2)),
+        name(options=gr.SamplingOptions(logit_bias={2: 0.9}).for_rows(2)),
     ]
     assert len(set(names)) == len(names)
     assert name() == name(draft=model(0.5 * TABLE + 0.5 / VOCAB_SIZE))
@@ -287,6 +291,20 @@ def test_text_and_counts_of_the_real_thing(monkeypatch):
     gr.planning.learn(wait=True)
     known = automatic._MEMORY.estimates[found.name]
     assert known.decoded_seconds > 0
+
+
+def test_penalties_are_measured_with_the_text_they_depend_on():
+    """A draft that is the target is always accepted if both are shown one text."""
+    options = gr.SamplingOptions(
+        repetition_penalty=3.0, frequency_penalty=1.5, logit_bias={1: 2.0}
+    )
+    asked = AUTO, TARGET, as_drafter(TARGET), options.for_rows(2), PROMPTS, LENGTHS
+    config = dataclasses.replace(
+        AUTO, tree=gr.tree.chain(2), verifier=gr.verifiers.SingleDraft()
+    )
+    request = Question(*asked, 8, None).request(config)
+    seen = Probe(Prompts(PROMPTS, LENGTHS, 128), "cpu").look(request)
+    np.testing.assert_allclose(seen.survival, 1, rtol=0, atol=1e-5)
 
 
 def test_long_prompts_are_cut_to_what_was_probed():
