@@ -367,10 +367,14 @@ class Proposal(NamedTuple):
       tokens: [B, N] token at each node; node 0 holds the last emitted one.
       laws: for each of `tree.groups`, the laws of its W nodes, stacked [B, W]: what
         their children were drawn from, exactly.
+      drafted: [B] bool, whether a row's drafts are worth a look, as far as the text
+        before them says; None for all. Rows without such drafts get their next token as
+        plain decoding has it, and a step where no row has any is a plain one.
     """
 
     tokens: Array
     laws: tuple
+    drafted: Array | None = None
 
 
 class Drafter(Protocol):

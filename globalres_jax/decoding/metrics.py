@@ -15,7 +15,7 @@ class Metrics(NamedTuple):
     """Counts of one request (leaves [B] or [B, ...]) and the rates they give.
 
     Attributes:
-      num_spec_steps: [B] target calls that verified drafts.
+      num_spec_steps: [B] target calls, those without drafts to verify included.
       num_draft_tokens: [B] drafted tokens, all nodes of all trees.
       num_accepted_draft_tokens: [B] drafted tokens that the walks accepted (a stop
         or the length cap may cut some of them off the text).
@@ -100,7 +100,12 @@ def empty_metrics(batch: int, depth: int) -> Metrics:
 
 
 def count_step(
-    metrics: Metrics, tree: TokenTree, running: Array, walk: Walk, optimum: Array
+    metrics: Metrics,
+    tree: TokenTree,
+    running: Array,
+    drafted: Array | None,
+    walk: Walk,
+    optimum: Array,
 ) -> Metrics:
     """Adds one step of the rows that are `running [B]`.
 
@@ -108,20 +113,23 @@ def count_step(
       metrics: counts so far.
       tree: shape of the tree that was drafted for each row.
       running: [B] bool.
+      drafted: [B] bool, whether it was; None where it always is.
       walk: of each row, leaves [B, ...].
       optimum: [B, D] optimal acceptance rates at the nodes reached, NaN for not known.
     """
     one = running.astype(jnp.int32)
+    with_drafts = running if drafted is None else running & drafted
     length, depth = walk.accept_length, tree.depth
     root = jnp.zeros((len(one), 1), walk.nodes.dtype)
     visited = jnp.concatenate([root, walk.nodes], axis=1)[:, :depth]
     has_drafts = jnp.asarray(tree.num_children > 0)[visited]
     index = jnp.arange(depth + 1)[None, :]
-    reached = (index[:, :depth] <= length[:, None]) & has_drafts & running[:, None]
+    reached = (index[:, :depth] <= length[:, None]) & has_drafts
+    reached = reached & with_drafts[:, None]
     ended_here = (index == length[:, None]) & running[:, None]
     return Metrics(
         metrics.num_spec_steps + one,
-        metrics.num_draft_tokens + one * (tree.num_nodes - 1),
+        metrics.num_draft_tokens + with_drafts * (tree.num_nodes - 1),
         metrics.num_accepted_draft_tokens + one * length,
         metrics.acceptance_histogram + ended_here,
         metrics.reached_per_position + reached,

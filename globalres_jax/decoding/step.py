@@ -25,7 +25,7 @@ from globalres_jax.base import (
 )
 from globalres_jax.cache import prefill, prefill_with_features
 from globalres_jax.decoding.config import SampledPolicy, SpeculativeConfig
-from globalres_jax.decoding.emission import emit, with_features
+from globalres_jax.decoding.emission import Ending, emit, with_features
 from globalres_jax.decoding.log_probabilities import LogProbabilities, of_emitted
 from globalres_jax.decoding.metrics import Metrics, count_step, empty_metrics
 from globalres_jax.decoding.options import FilteredRows, SamplingOptions, broken_rows
@@ -145,17 +145,11 @@ def decode_step(
     """
     key_draft, key_verify = step_keys(state.keys, state.steps)
     proposal, draft = propose(key_draft, state.draft, request, state.counts)
-    logits, features, cache = score_as_read(state.cache, proposal.tokens, request)
-    asked, broken = as_asked(logits, proposal.tokens, state.counts, request)
-    walk, optimum = verify(key_verify, proposal, asked, broken, request)
-    emitted, ending = emit(walk, proposal.tokens, state.budget, request.ends, broken)
-    emitted = with_features(emitted, features)
-    cache, draft = commit(cache, draft, emitted, request)
-    running = state.budget > 0
-    config, scores = request.config, None
-    if config.log_probabilities:
-        top = config.top_log_probabilities
-        scores = of_emitted(logits, asked, emitted, broken, request.options, top)
+    found = look(key_verify, state, proposal, request)
+    emitted, ending, running = found.emitted, found.ending, state.budget > 0
+    cache, draft = commit(found.cache, draft, emitted, request)
+    tree, drafted = request.config.token_tree, proposal.drafted
+    verified = found.walk, found.optimum
     following = StepState(
         keys=state.keys,
         steps=state.steps + running,
@@ -164,10 +158,10 @@ def decode_step(
         stopped=state.stopped | ending.stopped,
         cache=cache,
         draft=draft,
-        metrics=count_step(state.metrics, config.token_tree, running, walk, optimum),
+        metrics=count_step(state.metrics, tree, running, drafted, *verified),
         counts=None if state.counts is None else state.counts.extended(emitted),
     )
-    return following, emitted, scores
+    return following, emitted, found.scores
 
 
 def step_keys(keys: Array, steps: Array) -> tuple[Array, Array]:
@@ -187,6 +181,76 @@ def propose(
     config, vocab_size = request.config, request.target.vocab_size
     policy = SampledPolicy(config, request.options, vocab_size, counts, request.ends)
     return request.drafter.propose(keys, state, config.token_tree, policy)
+
+
+class Look(NamedTuple):
+    """What a call of the target says of what was proposed.
+
+    Attributes:
+      walk: of each row, leaves [B, ...].
+      optimum: [B, D] see `verify`.
+      emitted: what becomes text.
+      ending: which rows end with it.
+      scores: its log-probabilities, None where nobody asked.
+      cache: the target's, with the tree behind the text.
+    """
+
+    walk: Walk
+    optimum: Array
+    emitted: Emitted
+    ending: Ending
+    scores: LogProbabilities | None
+    cache: Cache
+
+
+def look(keys: Array, state: StepState, proposal: Proposal, request: Request) -> Look:
+    """2 to 4: score, verify, emit; of the root alone where no row has drafts."""
+    drafted = proposal.drafted
+    if drafted is None:
+        return _look(keys, state, proposal, request)
+    alone = dataclasses.replace(request, config=request.config.plain())
+    depth = request.config.token_tree.depth
+
+    def at_root() -> Look:
+        root = Proposal(proposal.tokens[:, :1], ())
+        return _look(keys, state, root, alone, depth)
+
+    def at_tree() -> Look:
+        # Of one row it is then known.
+        known = None if len(keys) == 1 else drafted
+        return _look(keys, state, proposal._replace(drafted=known), request)
+
+    return jax.lax.cond(jnp.any(drafted & (state.budget > 0)), at_tree, at_root)
+
+
+def _look(
+    keys: Array,
+    state: StepState,
+    proposal: Proposal,
+    request: Request,
+    depth: int = 0,
+) -> Look:
+    """`look` at a whole tree; as results for one of `depth` levels, if that is more."""
+    logits, features, cache = score_as_read(state.cache, proposal.tokens, request)
+    asked, broken = as_asked(logits, proposal.tokens, state.counts, request)
+    walk, optimum = verify(keys, proposal, asked, broken, request)
+    walk, optimum = _deepened(walk, depth), _padded(optimum, depth)
+    emitted, ending = emit(walk, proposal.tokens, state.budget, request.ends, broken)
+    emitted, scores = with_features(emitted, features), None
+    if request.config.log_probabilities:
+        top = request.config.top_log_probabilities
+        scores = of_emitted(logits, asked, emitted, broken, request.options, top)
+    return Look(walk, optimum, emitted, ending, scores, cache)
+
+
+def _deepened(walk: Walk, depth: int) -> Walk:
+    """Walks of a tree of fewer levels as those of one of `depth` levels."""
+    return walk._replace(nodes=_padded(walk.nodes, depth))
+
+
+def _padded(values: Array, size: int) -> Array:
+    """`values [B, D]` with zeros behind them, [B, size] if that is more."""
+    return jnp.pad(values, ((0, 0), (0, max(0, size - values.shape[1]))))
 
 
 def score(cache: Cache, tokens: Array, request: Request) -> tuple[Array, Cache]:
@@ -253,7 +317,22 @@ def verify(
     tree, rule = config.token_tree, config.tree_verifier
     rule.check(tree, proposal.laws)
 
-    def row(key, tokens, p, laws) -> tuple[Walk, Array]:
+    alone = config.plain()
+
+    def row(key, tokens, p, laws, drafted) -> tuple[Walk, Array]:
+        if drafted is None:
+            return of_tree(key, tokens, p, laws)
+
+        def of_root(key, tokens, p, laws) -> tuple[Walk, Array]:
+            rule, optimum = alone.tree_verifier, jnp.zeros(tree.depth, p.dtype)
+            root = alone.token_tree, tokens[:1], p.shown_to(rule), ()
+            walk = rule.walk(key, *root)._replace(optimum=None)
+            nodes = jnp.zeros(tree.depth, walk.nodes.dtype)
+            return walk._replace(nodes=nodes), optimum
+
+        return jax.lax.cond(drafted, of_tree, of_root, key, tokens, p, laws)
+
+    def of_tree(key, tokens, p, laws) -> tuple[Walk, Array]:
         walk = rule.walk(key, tree, tokens, p.shown_to(rule), laws)
         if config.measure_optimum:
             optimum = optimum_along(tree, tokens, p, laws, walk)
@@ -263,19 +342,20 @@ def verify(
             optimum = jnp.full(tree.depth, jnp.nan, p.dtype)
         return walk._replace(optimum=None), optimum
 
-    arrays = keys, proposal.tokens, proposal.laws
+    arrays = keys, *proposal
     if not by_columns(request.target):
 
-        def from_rows(key, tokens, laws, logits, broken, options):
-            return row(key, tokens, FilteredRows(logits, options, broken), laws)
+        def from_rows(key, tokens, laws, drafted, logits, broken, options):
+            rows = FilteredRows(logits, options, broken)
+            return row(key, tokens, rows, laws, drafted)
 
         return map_rows(from_rows, *arrays, logits, broken, request.options)
 
     columns = jnp.moveaxis(logits, -1, 0)
 
-    def from_columns(key, tokens, laws, index, broken, options):
-        p = FilteredRows(columns, options, broken, index)
-        return row(key, tokens, p, laws)
+    def from_columns(key, tokens, laws, drafted, index, broken, options):
+        rows = FilteredRows(columns, options, broken, index)
+        return row(key, tokens, rows, laws, drafted)
 
     index = jnp.arange(len(keys))
     return map_rows(from_columns, *arrays, index, broken, request.options)

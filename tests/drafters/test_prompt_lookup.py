@@ -21,25 +21,26 @@ def continuation(text, length, count, max_ngram):
 def proposals(text, count, max_ngram=3):
     padded = np.zeros(30, np.int32)
     padded[: len(text)] = text
-    return continuation(padded, len(text), 5, max_ngram)[:count].tolist()
+    found, matched = continuation(padded, len(text), 5, max_ngram)
+    return found[:count].tolist(), int(matched)
 
 
 def searched(text, count, max_ngram=3):
-    """The definition, in plain Python."""
+    """The definition, in plain Python: tokens, and how many had occurred."""
     last = len(text) - 1
     for size in range(max_ngram, 0, -1):
         for end in range(last - 1, size - 2, -1):
             if text[end - size + 1 : end + 1] == text[last - size + 1 :]:
                 period = text[end + 1 :]
-                return [period[i % len(period)] for i in range(count)]
-    return [text[-1]] * count
+                return [period[i % len(period)] for i in range(count)], size
+    return [text[-1]] * count, 0
 
 
 def test_proposals_are_what_followed():
-    assert proposals([1, 2, 3, 9, 4, 1, 2, 3], 3) == [9, 4, 1]
-    assert proposals([5, 7, 5, 7], 4) == [5, 7, 5, 7]
-    assert proposals([1, 2, 3], 2) == [3, 3]
-    assert proposals([4], 2) == [4, 4]
+    assert proposals([1, 2, 3, 9, 4, 1, 2, 3], 3) == ([9, 4, 1], 3)
+    assert proposals([5, 7, 5, 7], 4) == ([5, 7, 5, 7], 2)
+    assert proposals([1, 2, 3], 2) == ([3, 3], 0)
+    assert proposals([4], 2) == ([4, 4], 0)
     rng = np.random.default_rng(0)
     for _ in range(60):
         text = rng.integers(0, 3, rng.integers(1, 20)).tolist()
@@ -106,6 +107,35 @@ def test_a_text_that_repeats_is_drafted_whole():
     assert float(result.metrics.mean_acceptance_length[0]) == 4
 
 
+def test_rows_without_drafts_are_decoded_plainly(target):
+    """Alone by steps without drafts, in a batch with others: the same tokens."""
+    model, rule = target[0], gr.verifiers.GlobalResolution()
+    config = gr.SpeculativeConfig(num_drafts=1, draft_length=2, verifier=rule)
+    lookup = gr.PromptLookup(min_ngram=3)
+    prompts = jnp.array([[0, 1, 2, 0, 1, 2, 0], [0, 1, 1, 2, 2, 0, 0]])
+    keys = jax.random.split(jax.random.key(3), 2)
+
+    def tokens(rows, config=config, drafter=lookup):
+        found = gr.generate(
+            keys[rows], model, drafter, prompts[rows], jnp.full(len(rows), 7), config, 6
+        )
+        return np.asarray(found.tokens), found.metrics
+
+    together, counts = tokens(jnp.array([0, 1]))
+    for row in (0, 1):
+        np.testing.assert_array_equal(tokens(jnp.array([row]))[0][0], together[row])
+    steps, drafted = counts.num_spec_steps, counts.num_draft_tokens
+    assert 0 < int(drafted[0]) <= 2 * int(steps[0])
+    assert int(drafted[1]) < 2 * int(steps[1])
+    np.testing.assert_array_equal(counts.acceptance_histogram.sum(1), steps)
+    # Where nothing ever repeats for so long, the text is that of plain decoding.
+    never = gr.PromptLookup(max_ngram=20, min_ngram=20)
+    plain = tokens(jnp.array([0, 1]), config, None)[0]
+    idle, counts = tokens(jnp.array([0, 1]), config, never)
+    np.testing.assert_array_equal(idle, plain)
+    assert not counts.num_draft_tokens.any()
+
+
 def test_trees_that_branch_are_refused(target):
     config = gr.SpeculativeConfig(num_drafts=2, draft_length=2)
     with pytest.raises(ValueError, match="num_drafts: prompt lookup drafts one path"):
@@ -120,3 +150,6 @@ def test_trees_that_branch_are_refused(target):
         )
     with pytest.raises(ValueError, match="max_ngram: must be at least 1, got 0"):
         gr.PromptLookup(max_ngram=0)
+    with pytest.raises(ValueError, match="min_ngram: must be from 1 to max_ngram, 3"):
+        gr.PromptLookup(min_ngram=4)
+    assert gr.PromptLookup(max_ngram=1).min_ngram == 1
