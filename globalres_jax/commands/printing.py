@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from globalres_jax.base import Array
 from globalres_jax.decoding.generation import Generation
-from globalres_jax.decoding.metrics import described
+from globalres_jax.decoding.metrics import plain_numbers
 
 
 class TimedGeneration:
@@ -44,10 +43,7 @@ class TimedGeneration:
         self._text = None if result.texts is None else result.texts[0]
         self.scores = _scores(result, length)
         self.counts = result.metrics
-        found = described(result.metrics)
-        self.metrics = {name: np.asarray(x)[0].tolist() for name, x in found.items()}
-        if math.isnan(self.metrics["optimal_acceptance_rate"]):
-            self.metrics["optimal_acceptance_rate"] = None  # JSON has no NaN
+        self.metrics = plain_numbers(result.metrics)
         self.metrics["tokens_per_second"] = length / running
         self.metrics["seconds_with_compilation"] = compiling + running
 
