@@ -115,7 +115,7 @@ def settle(
     config: SpeculativeConfig,
     batch: int,
 ) -> Pair:
-    """Chooses what is the same for all requests and not given: a tree, a cache's length.
+    """Chooses what all requests share and nobody gave: a tree, a cache's length.
 
     Raises:
       ValueError: it is to be chosen, and the requests cannot be looked at beforehand.

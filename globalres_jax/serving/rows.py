@@ -12,7 +12,6 @@ import numpy as np
 from globalres_jax.base import Array
 from globalres_jax.decoding.emission import TextBuffer
 from globalres_jax.decoding.generation import Generation, as_generation
-from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.decoding.program import Program
 from globalres_jax.decoding.progress import STATIC, advance, begin
 from globalres_jax.decoding.step import Request, StepState
@@ -27,13 +26,14 @@ class Rows(NamedTuple):
       state: of the decoding steps.
       text: so far.
       ends: [B, E] tokens that end each row, -1 for none.
-      options: sampling options of each row.
+      options: leaves of the sampling options of each row; the options themselves
+        would wait for the device whenever a program returns them, to check them.
     """
 
     state: StepState
     text: TextBuffer
     ends: Array
-    options: SamplingOptions
+    options: tuple[Array, ...]
 
     @property
     def running(self) -> np.ndarray:
@@ -51,10 +51,9 @@ def kind_of(program: Program) -> tuple:
     Hashable. Widths of prompts are not of it: once read, a prompt has the shape of its
     cache.
     """
-    rows = program.arrays[5:]
-    leaves, structure = jax.tree.flatten(rows)
+    leaves, structure = jax.tree.flatten(program.arrays[5:])
     shapes = tuple((x.shape, x.dtype) for x in leaves)
-    return structure, shapes, tuple(sorted(program.static.items(), key=lambda x: x[0]))
+    return structure, shapes, tuple(sorted(program.static.items()))
 
 
 def insert(rows: Rows | None, row: int, program: Program, batch: int) -> Rows:
@@ -83,7 +82,10 @@ def advance_rows(rows: Rows, program: Program, most: int) -> Rows:
     """
     target, drafter = program.arrays[:2]
     places = _places(program.static["mesh"], rows)
-    rows = _advance(rows, target, drafter, np.int32(most), **program.static)
+    structure = jax.tree.structure(program.arrays[-1])
+    rows = _advance(
+        rows, target, drafter, np.int32(most), structure=structure, **program.static
+    )
     return _placed(rows, places)
 
 
@@ -117,7 +119,7 @@ def _read(
     with on_platform(platform):
         request = Request(target, drafter, options, ends, config)
         state, text = begin(request, keys, prompts, lengths, budget, room, capacity)
-        return Rows(state, text, ends, options)
+        return Rows(state, text, ends, tuple(jax.tree.leaves(options)))
 
 
 @functools.partial(jax.jit, static_argnames="batch")
@@ -136,12 +138,13 @@ def _replace(rows: Rows, row: Array, one: Rows) -> Rows:
     return jax.tree.map(put, rows, one)
 
 
-@functools.partial(jax.jit, static_argnames=STATIC, donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("structure", *STATIC), donate_argnums=0)
 def _advance(
-    rows, target, drafter, most, *, config, room, capacity, mesh, platform
+    rows, target, drafter, most, *, structure, config, room, capacity, mesh, platform
 ) -> Rows:
     del room, capacity, mesh
     with on_platform(platform):
-        request = Request(target, drafter, rows.options, rows.ends, config)
+        options = jax.tree.unflatten(structure, rows.options)
+        request = Request(target, drafter, options, rows.ends, config)
         state, text = advance(rows.state, rows.text, request, most, until_one_ends=True)
         return rows._replace(state=state, text=text)
