@@ -159,6 +159,22 @@ def show_results(tokenizer, before: str, results: dict, prompt: Sequence[int]) -
         print(before + plain.text(tokenizer, prompt))
 
 
+def metrics_table(metrics: dict) -> Table:
+    """All metrics by their names, of `plain_numbers`."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+
+    def shown(value) -> str:
+        if isinstance(value, list):
+            return "  ".join(map(shown, value))
+        if value is None:
+            return "-"
+        return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    for name, value in metrics.items():
+        table.add_row(name, shown(value))
+    return table
+
+
 def styled(console: Console, text: str, style: str) -> str:
     """A text in a style where the terminal shows styles, and as it is elsewhere.
 
