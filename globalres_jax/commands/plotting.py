@@ -52,8 +52,12 @@ def plot_accepted(path: Path, counts: Metrics | None) -> None:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
     bars = axes.bar(accepted, 100 * share, color="#4c72b0", width=0.8)
-    axes.bar_label(bars, [f"{100 * x:.0f}" for x in share], padding=2, fontsize=9)
-    axes.axvline(mean, color="#c44e52", linestyle="--", label=f"mean {mean:.2f}")
+    axes.axvline(
+        mean, color="#c44e52", linestyle="--", label=f"mean {mean:.2f}", zorder=0
+    )
+    labels = [f"{100 * x:.0f}" for x in share]
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    axes.bar_label(bars, labels, padding=3, fontsize=9, bbox=behind)
     axes.set_xlabel("accepted drafted tokens of a step")
     axes.set_ylabel("steps (%)")
     axes.set_xticks(accepted)
