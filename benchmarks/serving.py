@@ -1,11 +1,10 @@
 """Many prompts: the scheduler, fixed batches and one by one; memory; a run killed.
 
-python benchmarks/serving.py --count 5000 --compare 400
+python benchmarks/serving.py --count 5000 --compare 160
 
 Prompts of random length through the embedded pair, with short caps. First all of them
-in one process: each is answered once, and memory stays as it is. Then some of them
-three ways, in turns, with the same tokens. Then all again by the command, which is
-killed half way and started again: none is lost, none is there twice.
+by the command, which is killed half way and started again: each is answered once, and
+memory stays as it is. Then some of them three ways, in turns, with the same tokens.
 """
 
 from __future__ import annotations
@@ -27,46 +26,27 @@ import numpy as np
 import globalres_jax as gr
 
 PARAGRAPH = Path(__file__).parent.parent / "tests" / "data" / "paragraph.txt"
-CONFIG = gr.SpeculativeConfig(cache_length=160)
+CONFIG = gr.SpeculativeConfig(draft_length=3, cache_length=96)
+LONGEST = 60
 
 
 def make_requests(tokens: list[int], count: int) -> list[gr.GenerationRequest]:
-    """Pieces of a text of 2 to 120 tokens, with caps of 1 to 16."""
+    """Pieces of a text of 2 to `LONGEST` tokens, with caps of 1 to 12."""
     rng = np.random.default_rng(0)
-    text = np.resize(np.asarray(tokens, np.int32), len(tokens) + 120)
+    text = np.resize(np.asarray(tokens, np.int32), len(tokens) + LONGEST)
     made = []
     for seed in range(count):
         start = rng.integers(len(tokens))
-        prompt = text[start : start + rng.integers(2, 121)]
-        cap = int(rng.integers(1, 17))
+        prompt = text[start : start + rng.integers(2, LONGEST + 1)]
+        cap = int(rng.integers(1, 13))
         made.append(gr.GenerationRequest(prompt=prompt, max_new_tokens=cap, seed=seed))
     return made
 
 
-def resident() -> float:
-    """Memory of this process in MB (Linux)."""
-    status = Path("/proc/self/status").read_text()
+def resident(process: int) -> float:
+    """Memory of a process in MB (Linux)."""
+    status = Path(f"/proc/{process}/status").read_text()
     return int(re.search(r"VmRSS:\s*(\d+)", status)[1]) / 1e3
-
-
-def all_at_once(target, draft, requests, batch: int) -> None:
-    """Every request once, and the memory on the way."""
-    seen = np.zeros(len(requests), int)
-    tokens, memory, begun = 0, [], time.perf_counter()
-    done = gr.generate_many(target, draft, requests, config=CONFIG, batch=batch)
-    for count, completion in enumerate(done):
-        assert completion.error is None
-        seen[completion.index] += 1
-        tokens += len(completion.tokens)
-        if count % (len(requests) // 10) == 0:
-            memory.append(resident())
-    seconds = time.perf_counter() - begun
-    assert (seen == 1).all()
-    print(
-        f"{len(requests)} requests, each answered once: {tokens} tokens in "
-        f"{seconds:.0f} s, {tokens / seconds:.0f} tokens/s, batch {batch}"
-    )
-    print("memory on the way (MB):", *(f"{x:.0f}" for x in (*memory, resident())))
 
 
 def by_scheduler(target, draft, requests, batch: int) -> list[np.ndarray]:
@@ -81,7 +61,9 @@ def by_batches(target, draft, requests, batch: int) -> list[np.ndarray]:
     for first in range(0, len(requests), batch):
         some = requests[first : first + batch]
         lengths = np.asarray([len(x.prompt) for x in some])
-        prompts = np.stack([np.pad(x.prompt, (0, 120 - len(x.prompt))) for x in some])
+        prompts = np.stack(
+            [np.pad(x.prompt, (0, LONGEST - len(x.prompt))) for x in some]
+        )
         keys = jax.numpy.stack([x.row_key for x in some])
         caps = [x.max_new_tokens for x in some]
         result = gr.generate(keys, target, draft, prompts, lengths, CONFIG, caps)
@@ -132,40 +114,56 @@ def killed_and_resumed(requests, batch: int, tokenizer) -> None:
                 }
                 file.write(json.dumps(line) + "\n")
         command = [sys.executable, "-m", "globalres_jax", "generate", "--json"]
-        command += ["--prompts", prompts, "--out", out, "--batch", str(batch)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE)
-        while not out.exists() or out.read_bytes().count(b"\n") < len(requests) // 2:
-            assert child.poll() is None, "ended before it was killed"
-            time.sleep(1)
-        os.kill(child.pid, signal.SIGKILL)
-        child.communicate()
-        half = out.read_bytes()
-        out.write_bytes(half + b'{"line": 1')  # what a kill may leave behind
-        said = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
-        summary = json.loads(said)
+        command += ["--draft-length", "3", "--batch", str(batch)]
+        command += ["--prompts", prompts, "--out", out]
+        half, memory = _watched(command, out, len(requests) // 2, len(requests) // 20)
+        print("memory on the way to half of them (MB):", *memory)
+        with out.open("ab") as file:
+            file.write(b'{"line": 1')  # what a kill may leave behind
+        end, memory = _watched(command, out, len(requests) + 1, len(requests) // 20)
+        print("memory on the way to the end (MB):", *memory)
         answers = [json.loads(line) for line in out.read_bytes().splitlines()]
+    summary = json.loads(end)
     lines = sorted(answer["line"] for answer in answers)
     assert lines == list(range(1, len(requests) + 1))
-    kept = summary["answered_before"]
-    assert kept == half.count(b"\n") and kept + summary["answered"] == len(requests)
+    assert summary["answered_before"] + summary["answered"] == len(requests)
+    assert not half and summary["refused"] == 0
     print(
-        f"killed after {kept} answers, resumed with {summary['answered']}: each of "
-        f"{len(requests)} lines is answered once"
+        f"killed after {summary['answered_before']} answers, resumed with "
+        f"{summary['answered']}: each of {len(requests)} lines is answered once; "
+        f"{summary['tokens_per_second']:.0f} tokens/s, compilation included"
     )
+
+
+def _watched(command: list, out: Path, most: int, every: int) -> tuple[bytes, list]:
+    """Runs a command until it ends or `out` has `most` lines, when it is killed.
+
+    Returns:
+      What it said, and its memory in MB whenever `every` more lines were there.
+    """
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    memory, seen = [], 0
+    while child.poll() is None and seen < most:
+        time.sleep(0.5)
+        before, seen = seen, out.read_bytes().count(b"\n") if out.exists() else 0
+        if before // every < seen // every and child.poll() is None:
+            memory.append(round(resident(child.pid)))
+    if child.poll() is None:
+        os.kill(child.pid, signal.SIGKILL)
+    return child.communicate()[0], memory
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=5000)
-    parser.add_argument("--compare", type=int, default=400)
+    parser.add_argument("--compare", type=int, default=160)
     parser.add_argument("--batch", type=int, default=8)
     args = parser.parse_args()
     target, draft = gr.models.load_pair("embedded", "embedded-draft")
     tokens = target.tokenizer.encode(PARAGRAPH.read_text("utf-8"))
     requests = make_requests(tokens, args.count)
-    in_turns(target, draft, requests[: args.compare], args.batch)
-    all_at_once(target, draft, requests, args.batch)
     killed_and_resumed(requests, args.batch, target.tokenizer)
+    in_turns(target, draft, requests[: args.compare], args.batch)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ class GenerationRequest:
             as_integer("seed", self.seed, 0)
         key_of_seed(int(self.seed), "seed")
         as_integer("sample", self.sample, 0)
+        if not isinstance(self.key, Array | np.ndarray | None):
+            raise wrong_kind("key", "a key, such as jax.random.key(0)", self.key)
 
     @property
     def row_key(self) -> Array:
