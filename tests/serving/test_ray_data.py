@@ -70,6 +70,7 @@ def test_what_is_no_generator_is_refused(generator):
     importlib.util.find_spec("ray") is None,
     reason="needs Ray, `pip install globalres_jax[ray]`; it is too large for all tests",
 )
+@pytest.mark.filterwarnings("ignore")  # Ray warns of its own parts
 def test_two_workers_write_what_one_process_writes():
     import ray
 
