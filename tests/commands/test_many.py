@@ -1,5 +1,6 @@
 """`generate --prompts`: every line is answered once, whatever came in between."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -89,7 +90,18 @@ def test_a_file_is_answered_once_and_a_run_cut_off_is_taken_up(
         assert answers(folder) == whole
         out = capsys.readouterr().out
         assert kept == 0 or f"{kept} had been answered before" in out
-    # A third run has nothing to do, and loads nothing.
+    # Ctrl-C ends it after the text at hand, with the metrics so far.
+    (folder / "out.jsonl").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(many, "postponed", lambda: contextlib.nullcontext(lambda: True))
+        assert run(folder, "--samples", "2") == 130
+    assert len(answers(folder)) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith(("1 answered", "0 answered, 1 refused"))
+    assert captured.err == "interrupted\n"
+    assert run(folder, "--samples", "2") == 0 and answers(folder) == whole
+    capsys.readouterr()
+    # Another run has nothing to do, and loads nothing.
     monkeypatch.setattr(many, "load_measured", None)
     assert run(folder, "--samples", "2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["answered_before"] == 10
