@@ -45,7 +45,7 @@ def make_requests(tokens: list[int], count: int) -> list[gr.GenerationRequest]:
 
 def resident(process: int) -> float:
     """Memory of a process in MB (Linux)."""
-    status = Path(f"/proc/{process}/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text("utf-8")
     return int(re.search(r"VmRSS:\s*(\d+)", status)[1]) / 1e3
 
 
