@@ -12,6 +12,16 @@ from globalres_jax.cache import append, init_cache
 VOCAB = 8
 
 
+class Pieces:
+    """What tokens add to a text, as it is written."""
+
+    def add(self, tokens):
+        return [chr(ord("a") + int(token)) for token in tokens]
+
+    def end(self):
+        return []
+
+
 class Letters:
     """A tokenizer of texts of the letters a to h."""
 
@@ -25,6 +35,9 @@ class Letters:
 
     def decode_continuation(self, prompt, tokens):
         return "".join(chr(ord("a") + int(token)) for token in tokens)
+
+    def stream_pieces(self, prompt):
+        return Pieces()
 
 
 LETTERS = Letters()

@@ -16,6 +16,7 @@ from globalres_jax.commands.answer_file import AnswerFile, fingerprint
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.commands.plotting import check_plot, plot_accepted
 from globalres_jax.commands.prompt_file import PromptFile
+from globalres_jax.commands.sampling import stops_of
 from globalres_jax.commands.summary import Summary, as_answer, progress
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.interruption import postponed
@@ -50,6 +51,13 @@ _DECISIVE = (
     "top_k",
     "top_p",
     "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "min_tokens",
+    "stop",
+    "include_stop",
     "draft_top_k",
 )
 
@@ -62,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.jsonl",
         help="in place of --prompt: an object a line, with `prompt` (or `messages`, or"
         " MT-Bench's `turns`, of which the first counts), and perhaps `id`,"
-        " temperature, top_k, top_p, min_p, max_tokens, seed",
+        " max_tokens, seed, temperature, top_k, top_p, min_p, penalties by their names",
     )
     parser.add_argument(
         "--out",
@@ -119,6 +127,7 @@ def run(args: argparse.Namespace, config: SpeculativeConfig, draft_name: str) ->
         args.seed,
         args.system,
         not args.no_chat_template,
+        **stops_of(args),
     )
     prompts = PromptFile(args.prompts, defaults, args.keep_going)
     _, broken = prompts.check()

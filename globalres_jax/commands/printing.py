@@ -41,7 +41,7 @@ class TimedGeneration:
         self.failed = bool(np.asarray(result.failed)[0])
         self.finish_reason = None if interrupted else result.finish_reasons[0]
         self._text = None if result.texts is None else result.texts[0]
-        self.scores = _scores(result, length)
+        self.scores = scores_of(result, length)
         self.counts = result.metrics
         self.metrics = plain_numbers(result.metrics)
         self.metrics["tokens_per_second"] = length / running
@@ -62,7 +62,7 @@ class TimedGeneration:
         return pieces
 
 
-def _scores(result: Generation, length: int) -> list[dict] | None:
+def scores_of(result: Generation, length: int) -> list[dict] | None:
     """Log-probabilities of the first row's tokens, as JSON has them."""
     if result.log_probabilities is None:
         return None

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from globalres_jax.commands.printing import metrics_table
+from globalres_jax.commands.printing import metrics_table, scores_of
 from globalres_jax.decoding.metrics import Metrics, plain_numbers, total
 from globalres_jax.serving import Completion
 
@@ -104,12 +104,14 @@ def as_answer(completion: Completion) -> dict[str, Any]:
     """A result as its line has it."""
     if completion.result is None:
         return {"finish_reason": "error", "error": completion.error}
-    return {
+    answer = {
         "text": completion.text,
         "num_tokens": len(completion.tokens),
         "finish_reason": completion.finish_reason,
         "metrics": completion.metrics,
     }
+    scores = scores_of(completion.result, len(completion.tokens))
+    return answer if scores is None else answer | {"log_probabilities": scores}
 
 
 @contextlib.contextmanager

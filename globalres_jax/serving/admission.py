@@ -73,6 +73,8 @@ class Pair(NamedTuple):
                 request.max_new_tokens,
                 _ends(request, self.target),
                 options,
+                request.stop,
+                request.include_stop,
             )
         except (ValueError, TypeError) as error:
             nothing = np.zeros(0, np.int32)

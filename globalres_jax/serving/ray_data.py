@@ -45,7 +45,7 @@ class TextGenerator:
     """Texts for columns of prompts; the same ones however Ray cuts the dataset.
 
     A column `prompt`, `messages` or `turns` says what is to be continued, columns
-    `temperature`, `top_k`, `top_p`, `min_p`, `max_tokens` and `seed` how, where they
+    `max_tokens`, `seed`, `temperature` and others of `records.OPTIONS` how, where they
     are there and neither None nor NaN, which is how tables have what is missing.
 
     It adds the columns `text`, `tokens`, `num_tokens`, `finish_reason`, `error` (empty

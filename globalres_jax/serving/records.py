@@ -10,15 +10,16 @@ import jax
 import numpy as np
 
 from globalres_jax.commands.seeds import key_of_seed
-from globalres_jax.decoding.options import SamplingOptions
+from globalres_jax.decoding.options import NUMBERS, SamplingOptions
 from globalres_jax.decoding.request import check_room
 from globalres_jax.serving.requests import GenerationRequest
 from globalres_jax.validation import wrong_kind
 
 #: One of these says what is to be continued; `turns` is MT-Bench's, its first counts.
 CONTENTS = ("prompt", "messages", "turns")
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+SAMPLING = tuple(NUMBERS)
 OPTIONS = (*SAMPLING, "max_tokens", "seed")
+_WHOLE = ("top_k", "min_new_tokens", "max_tokens", "seed")
 #: What is handed on; of these, all but the first two are MT-Bench's.
 NAMES = ("id", "question_id")
 _IGNORED = ("category", "reference")
@@ -47,6 +48,8 @@ class Defaults(NamedTuple):
       seed: up to 64 bits.
       system: first message of a chat, or None.
       chat: whether a text is a user's message where the model has a chat template.
+      stop: strings that end a text, or None.
+      include_stop: whether texts keep them.
     """
 
     sampling: SamplingOptions
@@ -54,6 +57,8 @@ class Defaults(NamedTuple):
     seed: int = 0
     system: str | None = None
     chat: bool = True
+    stop: list[str] | None = None
+    include_stop: bool = False
 
 
 def as_record(found: Any, defaults: Defaults) -> Record:
@@ -80,7 +85,7 @@ def as_record(found: Any, defaults: Defaults) -> Record:
     name = next((found[name] for name in NAMES if name in found), None)
     options = {option: found[option] for option in OPTIONS if option in found}
     for option, value in options.items():
-        whole = option in ("top_k", "max_tokens", "seed")
+        whole = option in _WHOLE
         number = isinstance(value, int if whole else int | float)
         if isinstance(value, bool) or not (number or value is None):
             kind = "an integer" if whole else "a number"
@@ -117,6 +122,8 @@ def as_request(
             key_of_seed(_of(record, "seed", defaults), "seed"), np.uint32(sample)
         ),
         options=_sampling(record, defaults),
+        stop=defaults.stop,
+        include_stop=defaults.include_stop,
         name=name,
     )
 

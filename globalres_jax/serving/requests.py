@@ -31,6 +31,8 @@ class GenerationRequest:
       options: sampling options, plain numbers; the config's if None.
       eos_id: token that ends the text, or several; `()` for none. The target's own if
         None.
+      stop: a string that ends the text where it says it, or several.
+      include_stop: whether the text keeps the string that it ends with.
       name: anything; it comes back with the result.
 
     Raises:
@@ -44,6 +46,8 @@ class GenerationRequest:
     key: Array | None = None
     options: SamplingOptions | None = None
     eos_id: int | Sequence[int] | None = None
+    stop: str | Sequence[str] | None = None
+    include_stop: bool = False
     name: Any = None
 
     def __post_init__(self):

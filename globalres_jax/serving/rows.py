@@ -89,6 +89,17 @@ def advance_rows(rows: Rows, program: Program, most: int) -> Rows:
     return _placed(rows, places)
 
 
+def keep_running(rows: Rows, running: np.ndarray) -> Rows:
+    """The rows, of which only those that are `running [B]` go on."""
+    state = rows.state
+    return rows._replace(state=state._replace(budget=_of(state.budget, running)))
+
+
+@jax.jit
+def _of(budget: Array, running: Array) -> Array:
+    return jnp.where(running, budget, 0)
+
+
 def _places(mesh: Any, rows: Rows) -> Any:
     return None if mesh is None else jax.tree.map(lambda x: x.sharding, rows)
 

@@ -12,14 +12,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 import jax
+import numpy as np
 
 from globalres_jax.base import Drafter, Model
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.request import check_drafter, check_model
+from globalres_jax.decoding.stop_strings import WatchedText
+from globalres_jax.decoding.stream import STEPS
 from globalres_jax.drafters import as_drafter
 from globalres_jax.serving.admission import Admitted, Pair, settle
 from globalres_jax.serving.requests import Completion, GenerationRequest
-from globalres_jax.serving.rows import Rows, advance_rows, insert
+from globalres_jax.serving.rows import Rows, advance_rows, insert, keep_running
 from globalres_jax.validation import LARGEST, as_integer, wrong_kind
 
 #: Requests of other kinds that are held back, for each row of a batch, while those of
@@ -55,7 +58,7 @@ def generate_many(
         tree that is to be chosen; `requests` must then be a list.
       batch: number of rows B.
       steps_per_look: most decoding steps without a look at the rows; where a row ends,
-        the host looks at once.
+        the host looks at once, and where there are stop strings after a few steps.
 
     Returns:
       An iterator over `Completion`s, in the order in which they end, one for each
@@ -122,6 +125,7 @@ def _serve(queue: _Queue, batch: int, most: int) -> Iterator[Completion]:
     rows: Rows | None = None
     kind: tuple | None = None
     at: dict[int, Admitted] = {}
+    watched: dict[int, WatchedText] = {}
     while True:
         while len(at) < batch and (item := queue.take(kind)) is not None:
             if isinstance(item, Completion):
@@ -130,20 +134,45 @@ def _serve(queue: _Queue, batch: int, most: int) -> Iterator[Completion]:
             row = next(row for row in range(batch) if row not in at)
             rows, kind = insert(rows, row, item.program, batch), item.kind
             at[row] = item
+            if item.program.stop is not None:
+                (watched[row],) = item.program.stop.begin()
         if not at and rows is None:
             return
         if not at:
             rows = kind = None  # the turn of another kind
             continue
-        rows = advance_rows(rows, next(iter(at.values())).program, most)
-        running = rows.running
+        steps = min(most, STEPS) if watched else most
+        rows = advance_rows(rows, next(iter(at.values())).program, steps)
+        running = _read(watched, rows)
+        if watched:
+            rows = keep_running(rows, running)
         for row in [row for row in at if not running[row]]:
-            yield _completion(at.pop(row), rows, row)
+            yield _completion(at.pop(row), rows, row, watched.pop(row, None))
 
 
-def _completion(item: Admitted, rows: Rows, row: int) -> Completion:
+def _read(watched: dict[int, WatchedText], rows: Rows) -> np.ndarray:
+    """Which rows go on [B], after a look for stop strings at those that have some."""
+    running = rows.running
+    if not watched:
+        return running
+    tokens, lengths = np.asarray(rows.text.tokens), np.asarray(rows.text.lengths)
+    goes_on = running.copy()
+    for row, text in watched.items():
+        text.read(tokens[row, : lengths[row]], ended=not running[row])
+        goes_on[row] &= not text.stopped
+    return goes_on
+
+
+def _completion(
+    item: Admitted, rows: Rows, row: int, watched: WatchedText | None
+) -> Completion:
     result, text = rows.result(row), None
     tokenizer = item.program.arrays[0].tokenizer
-    if tokenizer is not None:
+    if watched is not None:
+        text = watched.text
+        lengths, stopped = np.array([watched.length]), np.array([watched.stopped])
+        # What fills the columns behind is cut off.
+        result = result.cut(lengths.astype(np.int32), stopped, [text], 0).row(0)
+    elif tokenizer is not None:
         text = tokenizer.decode_continuation(item.tokens, result.tokens[0])
     return Completion(item.index, item.request, item.tokens, result, text)

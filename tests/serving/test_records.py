@@ -83,6 +83,8 @@ def test_options_of_a_line_come_before_those_of_the_command():
         ({"prompt": "a", "top_p": 1.5}, "top_p: must lie in"),
         ({"prompt": "a", "min_p": 2}, "min_p: must lie in"),
         ({"prompt": "a", "top_k": 0}, "top_k: must be at least 1"),
+        ({"prompt": "a", "repetition_penalty": 0}, "repetition_penalty: must be"),
+        ({"prompt": "a", "min_new_tokens": 1.5}, "min_new_tokens: expected an integ"),
         ({"prompt": "a", "top_k": 1.5}, "top_k: expected an integer or null"),
         ({"prompt": "a", "max_tokens": 0}, "max_new_tokens: must be at least 1"),
         ({"prompt": "a", "max_tokens": 2**40}, "max_new_tokens: must be at most"),

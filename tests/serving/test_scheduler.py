@@ -122,6 +122,31 @@ def test_requests_are_read_as_rows_become_free(answers):
     done.close()
 
 
+def test_stop_strings_end_texts_where_they_say_them(answers):
+    some = [i for i in range(COUNT) if i % 5 and len(answers[i].text) > 6]
+    asked, wanted = [], []
+    for place, i in enumerate(some):
+        text = answers[i].text
+        string = text[3:5]
+        end = text.find(string) + 2
+        include = bool(place % 2)
+        changes = {"stop": ["xyz", string], "include_stop": include}
+        if place % 3:
+            asked.append(dataclasses.replace(REQUESTS[i], **changes))
+            wanted.append((end, text[: end if include else end - 2]))
+        else:
+            asked.append(REQUESTS[i])
+            wanted.append((len(text), text))
+    found = in_order(gr.generate_many(TARGET, DRAFT, asked, config=CONFIG, batch=3))
+    for place, i in enumerate(some):
+        length, text = wanted[place]
+        np.testing.assert_array_equal(found[place].tokens, answers[i].tokens[:length])
+        assert found[place].text == text
+        assert found[place].result.from_draft.shape == (1, length)
+        stops = place % 3 or answers[i].finish_reason == "stop"
+        assert (found[place].finish_reason == "stop") == bool(stops)
+
+
 def test_what_is_refused_is_named_and_the_others_go_on(answers):
     def like(**changes):
         return dataclasses.replace(REQUESTS[1], **changes)
@@ -137,6 +162,7 @@ def test_what_is_refused_is_named_and_the_others_go_on(answers):
         (like(prompt=[[1]]), "prompt: expected a text or its tokens"),
         (like(prompt="xyz"), "text: 'xyz' has other letters"),
         (like(max_new_tokens=0), "max_new_tokens: must be at least 1, got 0"),
+        (like(stop=""), "stop: an empty string"),
         (like(eos_id="x"), "eos_id: expected a token, or several"),
     ]
     requests = [x for request, _ in bad for x in (request, REQUESTS[1])]
