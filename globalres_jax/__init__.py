@@ -43,6 +43,7 @@ from globalres_jax.draft_laws import (
     WithoutReplacement,
 )
 from globalres_jax.drafters.prompt_lookup import PromptLookup
+from globalres_jax.serving import Completion, GenerationRequest, generate_many
 from globalres_jax.transport.box_lbfgs import BoxLBFGS
 from globalres_jax.transport.newton import ProjectedNewton
 from globalres_jax.transport.plan import (
@@ -56,9 +57,11 @@ __all__ = [
     "IID",
     "BoxLBFGS",
     "Chunk",
+    "Completion",
     "Decision",
     "Deterministic",
     "Generation",
+    "GenerationRequest",
     "Independent",
     "Metrics",
     "Model",
@@ -74,6 +77,7 @@ __all__ = [
     "draft_laws",
     "drafters",
     "generate",
+    "generate_many",
     "losses",
     "models",
     "optimal_acceptance_rate",

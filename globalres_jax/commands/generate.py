@@ -6,16 +6,21 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from globalres_jax.base import Model
+from globalres_jax.commands import many
 from globalres_jax.commands.loading import load_measured
+from globalres_jax.commands.plotting import plot_accepted
 from globalres_jax.commands.printing import (
     TimedGeneration,
     Writer,
     as_json,
+    metrics_table,
     show_results,
 )
 from globalres_jax.commands.sampling import add_sampling, sampling_of, stops_of
@@ -39,7 +44,8 @@ SUMMARY = "Write text with a target and a draft model, and say how the drafts fa
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--prompt", required=True, help="text to continue")
+    parser.add_argument("--prompt", help="text to continue")
+    many.add_arguments(parser)
     parser.add_argument(
         "--target",
         default="embedded",
@@ -73,8 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verbose",
         action="store_true",
-        help="load time, type of numbers, peak memory, cache folder, and why a tree was"
-        " chosen, to stderr",
+        help="load time, type of numbers, peak memory, cache folder, why a tree was"
+        " chosen, and all metrics, to stderr",
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw how many drafted tokens the steps accepted",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object only")
 
@@ -132,7 +144,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Loads the pair, generates, prints."""
-    if not args.prompt:
+    many.check(args)
+    if args.prompt == "":
         raise ValueError("--prompt: empty; give at least one character")
     draft_name = args.draft
     if draft_name is None:
@@ -141,6 +154,9 @@ def run(args: argparse.Namespace) -> None:
     config = _config(args, draft_name)
     key_of_seed(args.seed)
     check_least(config.min_new_tokens, check_room(args.max_tokens, 1)[0])
+    if args.prompts is not None:
+        many.run(args, config, draft_name)
+        return
     target, draft, loading = load_measured(args.target, draft_name, args.dtype)
     if args.verbose:
         print(loading, file=sys.stderr)
@@ -165,6 +181,11 @@ def run(args: argparse.Namespace) -> None:
             writer.write(spoken.tokens, spoken.from_draft, pieces)
             writer.end(interrupted=False)
         show_results(target.tokenizer, before, results, prompt)
+    if args.verbose:
+        table = metrics_table(results["speculative"].metrics)
+        Console(stderr=True, highlight=False).print(table)
+    if args.plot is not None:
+        plot_accepted(args.plot, results["speculative"].counts)
     for name, result in results.items():
         if result.failed:
             print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from globalres_jax.base import Array
 from globalres_jax.decoding.generation import Generation
-from globalres_jax.decoding.metrics import described
+from globalres_jax.decoding.metrics import plain_numbers
 
 
 class TimedGeneration:
@@ -42,12 +41,9 @@ class TimedGeneration:
         self.failed = bool(np.asarray(result.failed)[0])
         self.finish_reason = None if interrupted else result.finish_reasons[0]
         self._text = None if result.texts is None else result.texts[0]
-        self.scores = _scores(result, length)
+        self.scores = scores_of(result, length)
         self.counts = result.metrics
-        found = described(result.metrics)
-        self.metrics = {name: np.asarray(x)[0].tolist() for name, x in found.items()}
-        if math.isnan(self.metrics["optimal_acceptance_rate"]):
-            self.metrics["optimal_acceptance_rate"] = None  # JSON has no NaN
+        self.metrics = plain_numbers(result.metrics)
         self.metrics["tokens_per_second"] = length / running
         self.metrics["seconds_with_compilation"] = compiling + running
 
@@ -66,7 +62,7 @@ class TimedGeneration:
         return pieces
 
 
-def _scores(result: Generation, length: int) -> list[dict] | None:
+def scores_of(result: Generation, length: int) -> list[dict] | None:
     """Log-probabilities of the first row's tokens, as JSON has them."""
     if result.log_probabilities is None:
         return None
@@ -161,6 +157,22 @@ def show_results(tokenizer, before: str, results: dict, prompt: Sequence[int]) -
         plain = results["plain"]
         console.print("\nplain decoding wrote:", style="dim")
         print(before + plain.text(tokenizer, prompt))
+
+
+def metrics_table(metrics: dict) -> Table:
+    """All metrics by their names, of `plain_numbers`."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+
+    def shown(value) -> str:
+        if isinstance(value, list):
+            return "  ".join(map(shown, value))
+        if value is None:
+            return "-"
+        return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    for name, value in metrics.items():
+        table.add_row(name, shown(value))
+    return table
 
 
 def styled(console: Console, text: str, style: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from globalres_jax.base import Array
 
 
-def key_of_seed(seed: int) -> Array:
+def key_of_seed(seed: int, name: str = "--seed") -> Array:
     """The key of a seed of up to 64 bits; different seeds have different keys.
 
     Raises:
@@ -16,7 +16,7 @@ def key_of_seed(seed: int) -> Array:
     """
     if not -(2**63) <= seed < 2**64:
         raise ValueError(
-            "--seed: must lie in [-2^63, 2^64), got a number of "
+            f"{name}: must lie in [-2^63, 2^64), got a number of "
             f"{seed.bit_length()} bits"
         )
     high, low = divmod(seed % 2**64, 2**32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -212,12 +213,7 @@ class SpeculativeConfig:
 
     def program(self) -> SpeculativeConfig:
         """What of it fixes the compiled program: sampling options are data."""
-        return dataclasses.replace(
-            self,
-            **(dict.fromkeys(NUMBERS) | {"temperature": 1.0}),
-            logit_bias=None,
-            cache_length=None,
-        )
+        return _program(self)
 
     def capacity(self, width: int, max_new_tokens: int) -> int:
         """Slots of the caches for prompts of `width` tokens.
@@ -253,6 +249,17 @@ class SpeculativeConfig:
             return law(jnp.full(size, 1 / size), group.num_children)
 
         return tuple(map(of_group, self.token_tree.groups))
+
+
+@functools.lru_cache(maxsize=64)
+def _program(config: SpeculativeConfig) -> SpeculativeConfig:
+    """Kept, since to check a config takes longer than many a request."""
+    return dataclasses.replace(
+        config,
+        **(dict.fromkeys(NUMBERS) | {"temperature": 1.0}),
+        logit_bias=None,
+        cache_length=None,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

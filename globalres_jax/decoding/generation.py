@@ -93,6 +93,19 @@ class Generation(NamedTuple):
         arrays = jax.device_put(result._replace(**changes))
         return arrays._replace(texts=texts)
 
+    def row(self, index: int) -> Generation:
+        """One row alone, B = 1, on the host, with T its length."""
+        arrays = self._replace(texts=None)
+        one = jax.tree.map(lambda x: np.array(np.asarray(x)[index : index + 1]), arrays)
+        length = int(one.lengths[0])
+        trimmed = {
+            name: getattr(one, name)[:, :length]
+            for name in _BY_TOKEN
+            if getattr(one, name) is not None
+        }
+        texts = None if self.texts is None else [self.texts[index]]
+        return one._replace(**trimmed, texts=texts)
+
     def first_columns(self, size: int) -> Generation:
         """The same with T = `size`; what lies beyond must be empty."""
         return Generation(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from globalres_jax.base import Array, Walk
 from globalres_jax.tree import TokenTree
@@ -84,6 +87,36 @@ _NAMES = (
 def described(metrics: Metrics) -> dict[str, Array]:
     """Counts and rates by name, each [B] or [B, ...]: one program for all of them."""
     return {name: getattr(metrics, name) for name in _NAMES}
+
+
+def plain_numbers(metrics: Metrics) -> dict[str, float | list[float] | None]:
+    """Counts and rates of one request (leaves [1] or [1, ...]), as JSON has them.
+
+    What nobody computed is None: JSON has no NaN.
+    """
+    # Sums over very many requests are wider than what a device counts.
+    wide = any(np.asarray(x).dtype.itemsize == 8 for x in metrics)
+    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+        found = {name: np.asarray(x)[0] for name, x in described(metrics).items()}
+    return {
+        name: None if x.ndim == 0 and np.isnan(x) else x.tolist()
+        for name, x in found.items()
+    }
+
+
+def total(counts: Iterable[Metrics]) -> Metrics | None:
+    """The sum of the counts of requests, leaves [1] or [1, ...]; None for none."""
+    summed = None
+    for one in counts:
+        one = jax.tree.map(_widened, one)
+        summed = one if summed is None else jax.tree.map(np.add, summed, one)
+    return summed
+
+
+def _widened(x: Array) -> np.ndarray:
+    """On the host, with room for sums over all of a day's requests."""
+    x = np.asarray(x)
+    return x.astype(np.float64 if x.dtype.kind == "f" else np.int64)
 
 
 def empty_metrics(batch: int, depth: int) -> Metrics:

@@ -40,13 +40,23 @@ def begin(
 
 
 def advance(
-    state: StepState, text: TextBuffer, request: Request, most: Array | None = None
+    state: StepState,
+    text: TextBuffer,
+    request: Request,
+    most: Array | None = None,
+    until_one_ends: bool = False,
 ) -> Progress:
-    """As many steps as it takes for every row to end, or at most `most []`."""
+    """As many steps as it takes for every row to end, or at most `most []`.
+
+    With `until_one_ends` no more than until one of those that are running has ended.
+    """
+    number = jnp.sum(state.budget > 0)
 
     def is_running(carry: tuple[Array, Progress]) -> Array:
         taken, (state, _) = carry
         running = jnp.any(state.budget > 0)
+        if until_one_ends:
+            running &= jnp.sum(state.budget > 0) == number
         return running if most is None else running & (taken < most)
 
     def step(carry: tuple[Array, Progress]) -> tuple[Array, Progress]:
