@@ -28,6 +28,7 @@ from globalres_jax import (
     verifiers,
 )
 from globalres_jax.base import Decision, Model
+from globalres_jax.bregman import Bregman
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.generation import Generation
 from globalres_jax.decoding.loop import compile_generate, generate
@@ -55,6 +56,7 @@ from globalres_jax.tree import TokenTree, paths
 __all__ = [
     "IID",
     "BoxLBFGS",
+    "Bregman",
     "Chunk",
     "Decision",
     "Deterministic",
