@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -42,13 +44,14 @@ class Case:
     variation: float
 
 
-def acceptance(p: Array, q: Array, n: int, most: int) -> float:
-    """Mean optimum over rows."""
+@functools.partial(jax.jit, static_argnames=("n", "most"))
+def acceptance(p: Array, q: Array, n: int, most: int) -> Array:
+    """Mean optimum over rows: []."""
 
     def row(p: Array, q: Array) -> Array:
         return gr.optimal_acceptance_rate(p, gr.IID(q, n, max_support=most))
 
-    return float(jnp.mean(jax.jit(lambda p, q: map_rows(row, p, q))(p, q)))
+    return jnp.mean(map_rows(row, p, q))
 
 
 class Bench:
@@ -92,9 +95,9 @@ class Bench:
         bins = [0, *EDGES]
         counts = [
             int(((kept > low) & (kept <= high)).sum())
-            for low, high in zip(bins, bins[1:], strict=False)
+            for low, high in itertools.pairwise(bins)
         ]
-        accepted = {n: acceptance(p, q, n, self.most) for n in drafts}
+        accepted = {n: float(acceptance(p, q, n, self.most)) for n in drafts}
         variation = float(jnp.abs(p - self.plain).sum(1).mean() / 2)
         return Case(name, cost, float(kept.mean()), counts, accepted, variation)
 
