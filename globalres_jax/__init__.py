@@ -29,6 +29,7 @@ from globalres_jax import (
 )
 from globalres_jax.base import Decision, Model
 from globalres_jax.bregman import Bregman
+from globalres_jax.decoding.best_of_n import BestOfN, best_of_n
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.generation import Generation
 from globalres_jax.decoding.loop import compile_generate, generate
@@ -55,6 +56,7 @@ from globalres_jax.tree import TokenTree, paths
 
 __all__ = [
     "IID",
+    "BestOfN",
     "BoxLBFGS",
     "Bregman",
     "Chunk",
@@ -72,6 +74,7 @@ __all__ = [
     "TopPlusSample",
     "TransportPlan",
     "WithoutReplacement",
+    "best_of_n",
     "compile_generate",
     "draft_laws",
     "drafters",
