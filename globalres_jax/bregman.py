@@ -202,6 +202,7 @@ class _Found(NamedTuple):
     slopes: Array
 
 
+@jax.jit  # traced once
 def _gaining(row: _Row, size: Array, gained: Array) -> _Found:
     """The first `size` tokens once the one that gains most has `gained`."""
     kept = (jnp.arange(len(row.p)) < size) & ~(row.p == 0)
@@ -223,6 +224,7 @@ def _left(row: _Row, size: Array) -> Array:
     return jnp.maximum(row.left[size - 1], _NOTHING)
 
 
+@jax.jit
 def _most_gained(row: _Row, size: Array) -> Array:
     """The root []: what the token gains that gains most of the first `size`.
 

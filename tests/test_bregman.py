@@ -29,7 +29,7 @@ def nearest_on(p, supports, alpha, dual):
             with np.errstate(over="ignore"):
                 return q * (1 + nu) if s == 0 else (q**s + nu) ** (1 / s)
         low, high = q, np.full_like(q, 2.0)
-        for _ in range(55):
+        for _ in range(45):
             y = (low + high) / 2
             below = y ** (s - 1) * (y - q) < nu
             low, high = np.where(below, y, low), np.where(below, high, y)
@@ -41,7 +41,7 @@ def nearest_on(p, supports, alpha, dual):
     low, high = 0 * ones, ones / p.min() if s == 0 else ones
     if s < 0:
         high = 1 - likeliest**s
-    for _ in range(60):
+    for _ in range(48):
         nu = (low + high) / 2
         short = np.where(supports, at(nu), 0).sum(1) < 1
         low, high = np.where(short, nu, low), np.where(short, high, nu)
@@ -66,8 +66,8 @@ def cheapest(p, alpha, cost, dual):
     return found[best], costs, SUPPORTS.sum(1)
 
 
-PRIMAL = (0.5, 1.0, 1.0 + 1e-5, 1.2, 1.5, 2.0, 2.6, 5.0)
-DUAL = (1.2, 1.5, 2.0, 2.6, 5.0)
+PRIMAL = (0.5, 1.0, 1.0 + 1e-5, 1.5, 2.0, 2.6, 5.0)
+DUAL = (1.2, 1.5, 2.6, 5.0)
 
 
 @pytest.mark.parametrize("dual", [False, True], ids=["primal", "dual"])
@@ -76,7 +76,7 @@ def test_optimal_over_all_supports(float64, dual):
     rng = np.random.default_rng(0)
     cases = []
     for alpha in DUAL if dual else PRIMAL:
-        for spread in (0.3, 2.0, 20.0):
+        for spread in (0.3, 2.0) if dual else (0.3, 2.0, 20.0):
             p = rng.dirichlet(np.full(V, spread))
             gaps = cheapest(p, alpha, 0.0, dual)[1:]
             least = np.array([gaps[0][gaps[1] == k].min() for k in range(1, MOST + 1)])
@@ -101,6 +101,7 @@ def test_optimal_over_all_supports(float64, dual):
     assert len(set(sizes)) > 2
 
 
+@pytest.mark.sweep
 def test_closed_forms_of_the_paper():
     logits = np.random.default_rng(1).normal(size=(4, 40)).astype(np.float32)
     p = np.exp(np.float64(logits))
@@ -123,7 +124,7 @@ def test_closed_forms_of_the_paper():
 @pytest.mark.parametrize(
     "dual", [False, pytest.param(True, marks=pytest.mark.sweep)], ids=["primal", "dual"]
 )
-def test_float32_on_hard_rows(dual, optimised):
+def test_float32_on_hard_rows(dual):
     """Ties, tokens that cannot be drawn, one-hot rows, far tails, NaN."""
     size, most = 64, 20
     rows = np.zeros((8, size), np.float32)
@@ -169,9 +170,8 @@ def test_a_vocabulary_of_one_token():
     np.testing.assert_array_equal(only, [[1]])
 
 
-@pytest.mark.parametrize(
-    "dual", [pytest.param(False, marks=pytest.mark.sweep), True], ids=["primal", "dual"]
-)
+@pytest.mark.sweep
+@pytest.mark.parametrize("dual", [False, True], ids=["primal", "dual"])
 def test_the_derivative_is_that_of_the_kept_tokens(float64, dual):
     rng = np.random.default_rng(3)
     logits, weights = rng.normal(size=(2, 3, 30))
@@ -199,10 +199,16 @@ TABLES = np.random.default_rng(5).dirichlet(np.full(4, 0.8), (2, 4))
 ROWS, COST = 2000, 0.06
 
 
+@jax.jit
+def apply(logits, top_k, bregman):
+    return probabilities(logits, top_k=top_k, max_top_k=3, bregman=bregman)
+
+
 def transformed(table, alpha, cost, top_k=3):
-    logits = jnp.log(jnp.asarray(table, jnp.float32))
-    options = gr.Bregman(alpha=alpha, token_cost=cost)
-    probs = np.float64(probabilities(logits, top_k=top_k, bregman=options))
+    numbers = np.float32(alpha), np.float32(cost)
+    options = gr.Bregman(alpha=numbers[0], token_cost=numbers[1])
+    logits = np.log(table).astype(np.float32)
+    probs = np.float64(apply(logits, np.int32(top_k), options))
     return probs / probs.sum(1, keepdims=True)
 
 

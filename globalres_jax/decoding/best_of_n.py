@@ -31,8 +31,9 @@ from globalres_jax.validation import (
 #: `(tokens [B, T], lengths [B]) -> [B]`.
 Reward = Callable[[Array, Array], Array]
 
-#: Most rows that are decoded with drafts, where nothing is said.
-SPECULATE_UP_TO = 1
+#: Most rows that are decoded with drafts, where nothing is said. With the embedded pair
+#: on a CPU drafts are about as fast as plain decoding up to so many, and slower beyond.
+SPECULATE_UP_TO = 2
 
 
 class BestOfN(NamedTuple):
@@ -109,7 +110,8 @@ def best_of_n(
         whose rewards are seen all the same.
       first_length: tokens before the first look; an eighth of the cap if None.
       speculate_up_to: rounds of more rows are decoded without drafts: a large batch
-        has nothing to spare for them. 1 if None, from measurements on a CPU.
+        has nothing to spare for them. 2 if None, as `benchmarks/best_of_n.py
+        --speed` found on a CPU.
 
     Returns:
       A `BestOfN`.

@@ -24,7 +24,7 @@ def model(seed):
 
 TARGET, DRAFT = model(0), model(1)
 CONFIG = gr.SpeculativeConfig(
-    num_drafts=1, draft_length=2, verifier=gr.verifiers.SingleDraft()
+    num_drafts=1, draft_length=1, verifier=gr.verifiers.SingleDraft()
 )
 PROMPT = np.array([1, 2])
 
@@ -94,7 +94,7 @@ def check_texts(result, schedule, whole, same):
         assert (text[count:] == CONFIG.pad_id).all()
         if not result.complete[row]:
             # A step may go on beyond the length, by as much as it accepts.
-            assert last.length <= count <= last.length + 2 * last.speculates
+            assert last.length <= count <= last.length + last.speculates
         elif same == CAP:
             assert count == whole.lengths[row]
         count = min(count, same)
@@ -109,10 +109,11 @@ def check_texts(result, schedule, whole, same):
     ("rows", "first", "sizes"),
     [
         (N, 8, [8, 4]),
-        pytest.param(0, 4, [8, 4, 2], marks=pytest.mark.sweep),
-        pytest.param(N, 4, [8, 4, 2], marks=pytest.mark.sweep),
+        (0, 4, [8, 4, 2]),
+        (N, 4, [8, 4, 2]),
     ],
 )
+@pytest.mark.sweep
 def test_the_best_go_on_with_their_own_texts(rows, first, sizes):
     schedule = rounds_of(N, CAP, 0.5, first, rows)
     assert [this.rows for this in schedule] == sizes
@@ -136,8 +137,9 @@ def test_drafts_for_the_last_rows_alone():
     # The drafter knows the whole text: of the target's own drafts all are accepted.
     own = best(worth=of_weights(0.1, 0.7, 0.2, 0.9, 0.4, -9), **LATE, draft=TARGET)
     last = np.asarray(own.rounds) == 3
-    assert own.lengths[last].tolist() == [CAP, CAP]
-    assert own.steps[last].tolist() == [8 + 3, 8 + 3]
+    steps, lengths = np.asarray(own.steps)[last], np.asarray(own.lengths)[last]
+    assert lengths.min() > 8
+    np.testing.assert_array_equal(steps, 8 + np.ceil((lengths - 8) / 2))
 
 
 def test_a_text_that_ended_and_was_given_up_may_win():
