@@ -224,7 +224,7 @@ def test_lossless_for_the_transformed_target():
         top_k=np.repeat([3, 2], half),
         bregman=gr.Bregman(alpha=alpha, token_cost=cost),
     )
-    rule = gr.verifiers.RecursiveRejection()
+    rule = gr.tree_verifiers.Block()
     config = gr.SpeculativeConfig(num_drafts=1, draft_length=1, verifier=rule)
 
     def write(draft):

@@ -124,32 +124,36 @@ def test_the_best_go_on_with_their_own_texts(rows, first, sizes):
         check_texts(result, schedule, whole, CAP)
 
 
-#: Two rounds without drafts, and one of two rows with them.
-LATE = {"speculate_up_to": 2}
+#: A round without drafts, and one of four rows with them.
+LATE = {"first_length": 8, "speculate_up_to": 4}
 
 
 def test_drafts_for_the_last_rows_alone():
     """Up to there the texts are those of plain decoding, then they have its law."""
-    schedule, whole = rounds_of(N, CAP, 0.5, 4, 2), alone(None)
+    schedule, whole = rounds_of(N, CAP, 0.5, 8, 4), alone(None)
     result = best(**LATE)
     check_selection(result, schedule)
     check_texts(result, schedule, whole, 8)
     # The drafter knows the whole text: of the target's own drafts all are accepted.
     own = best(worth=of_weights(0.1, 0.7, 0.2, 0.9, 0.4, -9), **LATE, draft=TARGET)
-    last = np.asarray(own.rounds) == 3
+    last = np.asarray(own.complete) & (np.asarray(own.lengths) > 8)
     steps, lengths = np.asarray(own.steps)[last], np.asarray(own.lengths)[last]
-    assert lengths.min() > 8
+    assert len(lengths) >= 2
     np.testing.assert_array_equal(steps, 8 + np.ceil((lengths - 8) / 2))
 
 
 def test_a_text_that_ended_and_was_given_up_may_win():
-    """What went on turned out worse than a short text that had ended."""
-    result = best(3, of_weights(*[0.0] * V, late=1.0), **LATE)
-    rounds, complete = np.asarray(result.rounds), np.asarray(result.complete)
-    assert complete[rounds == 1].any() and rounds[result.best] == 1
-    assert float(result.rewards[result.best, -1]) == pytest.approx(
-        0.5 - 0.01 * int(result.lengths[result.best])
-    )
+    """Where what went on turns out worse than a short text that had ended."""
+    won = 0
+    for seed in range(8):
+        result = best(seed, of_weights(*[0.0] * V, late=1.0), **LATE)
+        complete = np.asarray(result.complete)
+        shortest = np.asarray(result.lengths)[complete].min()
+        assert result.complete[result.best] and result.lengths[result.best] == shortest
+        worth = float(result.rewards[result.best, -1])
+        assert worth == pytest.approx(0.5 - 0.01 * int(shortest))
+        won += int(result.rounds[result.best]) == 1
+    assert won >= 2
 
 
 @pytest.mark.sweep
@@ -163,7 +167,7 @@ def test_without_rejection_it_is_best_of_n():
 def test_rewards_that_are_no_numbers(monkeypatch):
     """An error that says which; under jit, where none can be raised, they rank last."""
     spoiled = of_weights(0.1, 0.7, 0.2, np.nan, 0.4, 0.5)
-    with pytest.raises(ValueError, match=r"reward: NaN for text \d after round 1 of 3"):
+    with pytest.raises(ValueError, match=r"reward: NaN for text \d after round 1 of 2"):
         best(0, spoiled, **LATE)
     monkeypatch.setattr(best_of_n, "_check_rewards", lambda rewards: None)
     traced = best(0, spoiled, **LATE)
