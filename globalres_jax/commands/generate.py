@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from globalres_jax.base import Model
-from globalres_jax.bregman import Bregman
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.commands.printing import (
     TimedGeneration,
@@ -118,21 +117,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_sampling(parser)
     parser.add_argument(
-        "--bregman",
-        type=float,
-        metavar="ALPHA",
-        help="make what --top-k keeps a distribution by a Bregman transform; 1 scales",
-    )
-    parser.add_argument(
-        "--bregman-dual", action="store_true", help="by the dual one (ALPHA above 1)"
-    )
-    parser.add_argument(
-        "--token-cost",
-        type=float,
-        metavar="LAMBDA",
-        help="of --bregman: what each kept token costs, so that the number adapts",
-    )
-    parser.add_argument(
         "--draft-top-k",
         type=int,
         default=256,
@@ -209,21 +193,9 @@ def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
         law=LAWS[args.law],
         verifier=verifier,
         **sampling_of(args),
-        bregman=_bregman(args),
         draft_top_k=args.draft_top_k,
         measure_optimum=args.measure_optimum,
     )
-
-
-def _bregman(args: argparse.Namespace) -> Bregman | None:
-    if args.bregman is not None:
-        return Bregman(
-            alpha=args.bregman, token_cost=args.token_cost, dual=args.bregman_dual
-        )
-    if args.bregman_dual or args.token_cost is not None:
-        name = "--bregman-dual" if args.bregman_dual else "--token-cost"
-        raise ValueError(f"{name}: says how --bregman ALPHA transforms; give that, too")
-    return None
 
 
 def _is_chat(args: argparse.Namespace, target: Model) -> bool:

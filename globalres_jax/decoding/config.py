@@ -317,10 +317,6 @@ class SampledPolicy:
         laws = _of_each(make, num_drafts, probs)
         if tokens is None:
             return laws
-        if size >= self.vocab_size:
-            return _of_each(make, num_drafts, options.to_probabilities(logits))
-        few, tokens = nearly_largest(logits, size)
-        laws = _of_each(make, num_drafts, options.of_likeliest(few, logits))
 
         def rename(law, tokens: Array):
             return law.renamed(tokens, self.vocab_size)

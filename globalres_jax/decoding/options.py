@@ -55,8 +55,9 @@ class SamplingOptions:
     Numbers, or arrays [B] with one for each row of a batch. As arrays under `jit` they
     are data: other values are the same program. What is None is not compiled. The
     order: logit bias, repetition, frequency and presence penalty, `min_new_tokens`,
-    temperature, top-k, top-p, min-p. Penalties depend on the text: every node of a
-    draft tree has its own, of what was written before it and the path down to it.
+    temperature, top-k, top-p, min-p; or temperature, then a Bregman transform of what
+    top-k keeps. Penalties depend on the text: every node of a draft tree has its own,
+    of what was written before it and the path down to it.
 
     Attributes:
       temperature: divides the logits; 0 is greedy.

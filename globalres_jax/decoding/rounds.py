@@ -21,7 +21,14 @@ from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.emission import TextBuffer, empty_text
 from globalres_jax.decoding.metrics import empty_metrics
 from globalres_jax.decoding.options import SamplingOptions
-from globalres_jax.decoding.step import Request, StepState, decode_step, first_state
+from globalres_jax.decoding.step import (
+    Request,
+    StepState,
+    decode_step,
+    first_state,
+    read_prompts,
+    reads_features,
+)
 from globalres_jax.drafters import NoDrafts
 from globalres_jax.numerics.rows import on_platform, with_types_of
 from globalres_jax.sharding import gather
@@ -129,10 +136,14 @@ class _Match:
         slots = jnp.broadcast_to(slots, (batch, size))
         texts = write_slots(texts, slots, rows.text.tokens)
         lengths = self.length + rows.text.lengths
-        state = rows.state._replace(
-            draft=self.drafter.start(texts, lengths, self.capacity),
-            metrics=empty_metrics(batch, self.config.token_tree.depth),
-        )
+        cache, read = rows.state.cache, (texts, lengths, self.capacity)
+        if reads_features(self.drafter):
+            # Only reading the text again tells the target's features of it.
+            cache, draft = read_prompts(self.target, self.drafter, *read)
+        else:
+            draft = self.drafter.start(*read)
+        metrics = empty_metrics(batch, self.config.token_tree.depth)
+        state = rows.state._replace(cache=cache, draft=draft, metrics=metrics)
         return rows._replace(state=state)
 
 
