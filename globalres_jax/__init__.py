@@ -28,6 +28,8 @@ from globalres_jax import (
     verifiers,
 )
 from globalres_jax.base import Decision, Model
+from globalres_jax.bregman import Bregman
+from globalres_jax.decoding.best_of_n import BestOfN, best_of_n
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.generation import Generation
 from globalres_jax.decoding.loop import compile_generate, generate
@@ -55,7 +57,9 @@ from globalres_jax.tree import TokenTree, paths
 
 __all__ = [
     "IID",
+    "BestOfN",
     "BoxLBFGS",
+    "Bregman",
     "Chunk",
     "Completion",
     "Decision",
@@ -73,6 +77,7 @@ __all__ = [
     "TopPlusSample",
     "TransportPlan",
     "WithoutReplacement",
+    "best_of_n",
     "compile_generate",
     "draft_laws",
     "drafters",

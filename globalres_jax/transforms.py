@@ -1,4 +1,7 @@
-"""Logits to probabilities: temperature, then top-k, then top-p, then min-p."""
+"""Logits to probabilities: temperature, then top-k, then top-p, then min-p.
+
+Or temperature, then top-k by a Bregman transform.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array
+from globalres_jax.bregman import Bregman
 from globalres_jax.numerics.largest import is_quick, largest
 from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.rows import by_platform, map_rows
@@ -26,6 +30,7 @@ def probabilities(
     top_p: Option | None = None,
     min_p: Option | None = None,
     max_top_k: int | None = None,
+    bregman: Bregman | None = None,
 ) -> Array:
     """The distribution a token is sampled from.
 
@@ -40,6 +45,8 @@ def probabilities(
       min_p: keep tokens at least this fraction as likely as the most likely one.
       max_top_k: no `top_k` is larger; needed where `top_k` is data, since it fixes
         shapes.
+      bregman: how what `top_k` keeps becomes a distribution, and how many tokens that
+        are; in place of `top_p` and `min_p`.
 
     Returns:
       [..., V] float32 (float64 for float64 logits), each row summing to 1. A row
@@ -49,14 +56,14 @@ def probabilities(
     Raises:
       ValueError: an option out of range.
     """
-    check_filters(temperature, top_k, top_p, min_p)
+    check_filters(temperature, top_k, top_p, min_p, bregman)
     logits = jnp.asarray(logits)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     vocab_size = logits.shape[-1]
     rows = logits.reshape(-1, vocab_size)
     if is_concrete(temperature) and np.all(np.asarray(temperature) == 0):
         return map_rows(_greedy, rows).reshape(logits.shape)
-    if top_k is None or _keeps_all(top_k, vocab_size):
+    if top_k is None or (bregman is None and _keeps_all(top_k, vocab_size)):
         top_k, most = None, vocab_size
     else:
         most = min(_largest_top_k(top_k, max_top_k), vocab_size)
@@ -65,6 +72,7 @@ def probabilities(
         _per_row(top_k, logits, jnp.int32),
         _per_row(top_p, logits),
         _per_row(min_p, logits),
+        _options_per_row(bregman, logits),
     )
     function = functools.partial(_filtered, most=most)
     return map_rows(function, rows, *options).reshape(logits.shape)
@@ -75,12 +83,57 @@ def check_filters(
     top_k: Option | None,
     top_p: Option | None,
     min_p: Option | None,
+    bregman: Bregman | None = None,
 ) -> None:
     """Raises ValueError naming the sampling option that is out of range."""
     check_option("temperature", temperature, lambda x: x >= 0, "must be 0 or more")
     check_option("top_k", top_k, lambda x: x >= 1, "must be at least 1")
     check_option("top_p", top_p, lambda x: (x > 0) & (x <= 1), "must lie in (0, 1]")
     check_option("min_p", min_p, lambda x: (x >= 0) & (x <= 1), "must lie in [0, 1]")
+    if bregman is None:
+        return
+    if top_k is None:
+        raise ValueError("bregman: needs top_k, the most tokens that it may keep")
+    for name, value in (("top_p", top_p), ("min_p", min_p)):
+        if value is not None:
+            raise ValueError(
+                f"{name}: not together with bregman, whose token_cost says how many "
+                "tokens are kept"
+            )
+
+
+def nearest_among(
+    few: Array,
+    whole: Array,
+    temperature: Option,
+    top_k: Option,
+    bregman: Bregman,
+) -> Array:
+    """The Bregman transform of rows whose likeliest tokens have been found.
+
+    Args:
+      few: [..., k] logits of the likeliest tokens, descending.
+      whole: [..., V] of all.
+      temperature: a number, or one for each row.
+      top_k: likewise; it may exceed k.
+      bregman: likewise.
+
+    Returns:
+      [..., k], each row summing to 1.
+    """
+
+    def row(few, whole, temperature, top_k, bregman) -> Array:
+        return _nearest(few, whole, temperature, top_k, bregman, None)
+
+    whole = whole.astype(jnp.promote_types(whole.dtype, jnp.float32))
+    few = few.astype(whole.dtype)
+    options = (
+        _per_row(safe_temperature(temperature, few.dtype), few),
+        _per_row(top_k, few, jnp.int32),
+        _options_per_row(bregman, few),
+    )
+    rows = (x.reshape(-1, x.shape[-1]) for x in (few, whole))
+    return map_rows(row, *rows, *options).reshape(few.shape)
 
 
 def normalized_residual(mass: Array, fallback: Array) -> Array:
@@ -111,6 +164,10 @@ def _per_row(option: Option | None, logits: Array, dtype=None) -> Array | None:
     missing = logits.ndim - 1 - option.ndim
     column = option.reshape(*option.shape, *[1] * missing)
     return jnp.broadcast_to(column, logits.shape[:-1]).reshape(-1)
+
+
+def _options_per_row(bregman: Bregman | None, logits: Array) -> Bregman | None:
+    return jax.tree.map(lambda option: _per_row(option, logits), bregman)
 
 
 def safe_temperature(temperature: Option, dtype) -> Option:
@@ -153,9 +210,15 @@ def _filtered(
     top_k: Array | None,
     top_p: Array | None,
     min_p: Array | None,
+    bregman: Bregman | None,
     most: int,
 ) -> Array:
     """The distribution of `row [V]`; `top_k` is at most `most`."""
+    if bregman is not None:
+        values, tokens = largest(row, most)
+        kept = Threshold(*jax.lax.stop_gradient((values[-1], tokens[-1]))).keeps(row)
+        probs = _nearest(values, row, temperature, top_k, bregman, kept)
+        return jnp.zeros_like(row).at[tokens].set(probs, unique_indices=True)
 
     def among_all(row: Array) -> Array:
         weights = _weights(row, temperature)
@@ -187,18 +250,50 @@ def _filtered(
     return by_platform(row, cpu=among_few, default=among_all)
 
 
+def _nearest(
+    few: Array,
+    row: Array,
+    temperature: Array,
+    top_k: Array,
+    bregman: Bregman,
+    kept: Array | None,
+) -> Array:
+    """The Bregman transform [k] of the likeliest tokens' logits `few [k]`.
+
+    `kept [V]` says which of `row [V]` they are; what is beyond them is then summed, and
+    no difference.
+    """
+
+    def warm() -> Array:
+        best = jax.lax.stop_gradient(few[0])
+        weights, all_weights = (_below(x, best, temperature) for x in (few, row))
+        all_weights = jnp.exp(all_weights)
+        if kept is None:
+            beyond = blockwise_sum(all_weights) - jnp.sum(jnp.exp(weights))
+        else:
+            beyond = blockwise_sum(jnp.where(kept, 0, all_weights))
+        return bregman.nearest(weights, jnp.maximum(beyond, 0), top_k)
+
+    return jax.lax.cond(temperature > 0, warm, lambda: _greedy(few))
+
+
 def _weights(logits: Array, temperature: Array) -> Array:
     """`exp((logits - best) / temperature)`: the largest of `logits [n]` weighs 1."""
     best = jax.lax.stop_gradient(jnp.max(logits))
-    # Of two infinite numbers the difference is none.
-    finite = jnp.finfo(logits.dtype).max
 
     def warm() -> Array:
-        below = jnp.minimum(logits, finite) - jnp.minimum(best, finite)
-        # A CPU takes a subnormal number for 0 in a quotient.
-        return jnp.exp(below / jnp.maximum(temperature, jnp.finfo(logits.dtype).tiny))
+        return jnp.exp(_below(logits, best, temperature))
 
     return jax.lax.cond(temperature > 0, warm, lambda: _greedy(logits))
+
+
+def _below(logits: Array, best: Array, temperature: Array) -> Array:
+    """`(logits - best) / temperature`, of infinite numbers, too."""
+    # Of two infinite numbers the difference is none.
+    finite = jnp.finfo(logits.dtype).max
+    below = jnp.minimum(logits, finite) - jnp.minimum(best, finite)
+    # A CPU takes a subnormal number for 0 in a quotient.
+    return below / jnp.maximum(temperature, jnp.finfo(logits.dtype).tiny)
 
 
 def _normalized(weights: Array, min_p: Array | None) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from globalres_jax.bregman import Bregman
 from globalres_jax.decoding.stop_strings import stop_rows
 
 
@@ -13,6 +14,21 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--min-p", type=float)
+    parser.add_argument(
+        "--bregman",
+        type=float,
+        metavar="ALPHA",
+        help="make what --top-k keeps a distribution by a Bregman transform; 1 scales",
+    )
+    parser.add_argument(
+        "--bregman-dual", action="store_true", help="by the dual one (ALPHA above 1)"
+    )
+    parser.add_argument(
+        "--token-cost",
+        type=float,
+        metavar="LAMBDA",
+        help="of --bregman: what each kept token costs, so that the number adapts",
+    )
     parser.add_argument(
         "--repetition-penalty",
         type=float,
@@ -86,6 +102,7 @@ def sampling_of(args: argparse.Namespace) -> dict:
         "top_k": args.top_k,
         "top_p": args.top_p,
         "min_p": args.min_p,
+        "bregman": _bregman(args),
         "repetition_penalty": args.repetition_penalty,
         "presence_penalty": args.presence_penalty,
         "frequency_penalty": args.frequency_penalty,
@@ -101,6 +118,17 @@ def stops_of(args: argparse.Namespace) -> dict:
     if args.stop is None:
         return {}
     return {"stop": args.stop, "include_stop": args.include_stop}
+
+
+def _bregman(args: argparse.Namespace) -> Bregman | None:
+    if args.bregman is not None:
+        return Bregman(
+            alpha=args.bregman, token_cost=args.token_cost, dual=args.bregman_dual
+        )
+    if args.bregman_dual or args.token_cost is not None:
+        name = "--bregman-dual" if args.bregman_dual else "--token-cost"
+        raise ValueError(f"{name}: says how --bregman ALPHA transforms; give that, too")
+    return None
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import NO_TOKEN, Array, TreeVerifier, Verifier
+from globalres_jax.bregman import Bregman
 from globalres_jax.decoding.kinds import (
     optional,
+    to_bregman,
     to_flag,
     to_integer,
     to_law,
@@ -60,6 +62,7 @@ _KINDS = {
     "frequency_penalty": optional(as_number),
     "min_new_tokens": optional(to_integer(0)),
     "logit_bias": as_pairs,
+    "bregman": optional(to_bregman),
     "measure_optimum": to_flag,
     "log_probabilities": to_flag,
     "top_log_probabilities": to_integer(0),
@@ -97,6 +100,8 @@ class SpeculativeConfig:
         and `generate` takes `SamplingOptions` for each row instead.
       repetition_penalty, presence_penalty, frequency_penalty, min_new_tokens,
         logit_bias: likewise, before the temperature; see `SamplingOptions`.
+      bregman: a transform of what `top_k` keeps, in place of `top_p` and `min_p`, see
+        `Bregman`; data likewise.
       draft_top_k: drafts are drawn from so many likeliest tokens of the draft's row.
         Any number is exact, since what is drawn from is what is verified; a smaller one
         costs acceptance and saves time. From V on, from all.
@@ -129,6 +134,7 @@ class SpeculativeConfig:
     frequency_penalty: float | None = None
     min_new_tokens: int | None = None
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] | None = None
+    bregman: Bregman | None = None
     draft_top_k: int = 256
     cache_length: int | None = None
     pad_id: int = -1
@@ -199,6 +205,7 @@ class SpeculativeConfig:
             frequency_penalty=self.frequency_penalty,
             min_new_tokens=self.min_new_tokens,
             logit_bias=None if self.logit_bias is None else dict(self.logit_bias),
+            bregman=self.bregman,
         )
 
     def law_of_level(self, level: int) -> LawMaker:
@@ -258,6 +265,7 @@ def _program(config: SpeculativeConfig) -> SpeculativeConfig:
         config,
         **(dict.fromkeys(NUMBERS) | {"temperature": 1.0}),
         logit_bias=None,
+        bregman=None,
         cache_length=None,
     )
 
@@ -306,11 +314,14 @@ class SampledPolicy:
         # Any law will do that is a law: what is drawn from it is what is verified.
         logits = mended(logits, broken_rows(logits))
         if size < width:
-            logits, found = nearly_largest(logits, size)
+            few, found = nearly_largest(logits, size)
             tokens = found if tokens is None else tokens[found]
-        elif tokens is not None:
-            tokens = jnp.broadcast_to(tokens, logits.shape)
-        laws = _of_each(make, num_drafts, options.to_probabilities(logits))
+            probs = options.of_likeliest(few, logits)
+        else:
+            if tokens is not None:
+                tokens = jnp.broadcast_to(tokens, logits.shape)
+            probs = options.to_probabilities(logits)
+        laws = _of_each(make, num_drafts, probs)
         if tokens is None:
             return laws
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+from globalres_jax.bregman import Bregman
 from globalres_jax.tree import TokenTree
-from globalres_jax.validation import LARGEST, as_integer, wrong_kind
+from globalres_jax.validation import LARGEST, as_integer, as_number, wrong_kind
 
 #: `(name, value) -> value`, or an error that names the argument.
 Convert = Callable[[str, Any], Any]
@@ -43,6 +45,17 @@ def to_tree(name: str, value: Any) -> TokenTree:
     if not isinstance(value, TokenTree):
         raise wrong_kind(name, 'a TokenTree, such as tree.chain(5), or "auto"', value)
     return value
+
+
+def to_bregman(name: str, value: Any) -> Bregman:
+    """A `Bregman` of plain numbers, which can be hashed."""
+    if not isinstance(value, Bregman):
+        raise wrong_kind(name, "Bregman(alpha=..., token_cost=...)", value)
+    return dataclasses.replace(
+        value,
+        alpha=as_number(f"{name}.alpha", value.alpha),
+        token_cost=optional(as_number)(f"{name}.token_cost", value.token_cost),
+    )
 
 
 def to_law(name: str, value: Any) -> Callable | tuple[Callable, ...]:

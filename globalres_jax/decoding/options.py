@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array, TreeVerifier
+from globalres_jax.bregman import Bregman
 from globalres_jax.decoding.logit_bias import as_logit_bias
 from globalres_jax.transforms import (
     check_filters,
     check_option,
+    nearest_among,
     probabilities,
     safe_temperature,
 )
@@ -53,8 +55,9 @@ class SamplingOptions:
     Numbers, or arrays [B] with one for each row of a batch. As arrays under `jit` they
     are data: other values are the same program. What is None is not compiled. The
     order: logit bias, repetition, frequency and presence penalty, `min_new_tokens`,
-    temperature, top-k, top-p, min-p. Penalties depend on the text: every node of a
-    draft tree has its own, of what was written before it and the path down to it.
+    temperature, top-k, top-p, min-p; or temperature, then a Bregman transform of what
+    top-k keeps. Penalties depend on the text: every node of a draft tree has its own,
+    of what was written before it and the path down to it.
 
     Attributes:
       temperature: divides the logits; 0 is greedy.
@@ -70,13 +73,16 @@ class SamplingOptions:
         stop strings do not count before.
       logit_bias: what is added to the logits of some tokens, -inf to forbid them: a
         dict from token id to number, a list of one for each row, or a `LogitBias`.
+      bregman: a transform of what `top_k` keeps, see `Bregman`; without `top_p` and
+        `min_p`.
       max_top_k: no `top_k` is larger. It fixes shapes, so it is static; found by
         itself where the values can be seen.
       greedy: whether the temperature is known to be 0 in every row; likewise.
 
     Raises:
       TypeError: an option of another kind.
-      ValueError: an option out of range, or a `top_k` above `max_top_k`.
+      ValueError: an option out of range, a `top_k` above `max_top_k`, or options that
+        contradict each other.
     """
 
     temperature: Any = 1.0
@@ -88,6 +94,7 @@ class SamplingOptions:
     frequency_penalty: Any = None
     min_new_tokens: Any = None
     logit_bias: Any = None
+    bregman: Bregman | None = None
     max_top_k: int | None = dataclasses.field(default=None, metadata={"static": True})
     greedy: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -102,7 +109,12 @@ class SamplingOptions:
             return  # JAX rebuilds pytrees with placeholders for leaves
         if isinstance(self.top_k, int):
             object.__setattr__(self, "top_k", min(self.top_k, LARGEST))
-        check_filters(self.temperature, self.top_k, self.top_p, self.min_p)
+        if type(self.bregman) is object:
+            return
+        if not isinstance(self.bregman, Bregman | None):
+            raise wrong_kind("bregman", "Bregman(...) or None", self.bregman)
+        filters = self.temperature, self.top_k, self.top_p, self.min_p
+        check_filters(*filters, self.bregman)
         check_penalties(**{name: values[name] for name in _OF_TEXT})
         if is_concrete(self.temperature):
             greedy = bool(np.all(np.asarray(self.temperature) == 0))
@@ -169,6 +181,7 @@ class SamplingOptions:
             self,
             **{name: rows(name, dtype) for name, dtype in NUMBERS.items()},
             logit_bias=None if bias is None else bias.for_rows(batch),
+            bregman=self.bregman and self.bregman.for_rows(batch),
         )
 
     def to_probabilities(self, logits: Array) -> Array:
@@ -179,8 +192,29 @@ class SamplingOptions:
         """
         temperature = 0.0 if self.greedy else self.temperature
         return probabilities(
-            logits, temperature, self.top_k, self.top_p, self.min_p, self.max_top_k
+            logits,
+            temperature,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.max_top_k,
+            self.bregman,
         )
+
+    def of_likeliest(self, few: Array, whole: Array) -> Array:
+        """A distribution on the likeliest tokens of a draft, much like the target's.
+
+        Args:
+          few: [B, ..., k] their logits, descending.
+          whole: [B, ..., V] those of all tokens.
+
+        Returns:
+          [B, ..., k].
+        """
+        if self.bregman is None or self.greedy:
+            return self.to_probabilities(few)
+        # What is left out counts here, and not only what is kept.
+        return nearest_among(few, whole, self.temperature, self.top_k, self.bregman)
 
 
 @jax.tree_util.register_dataclass

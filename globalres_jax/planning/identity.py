@@ -65,6 +65,10 @@ def _options(options: SamplingOptions) -> list:
     rows = len(np.asarray(options.temperature))
     rough = [x if x is None else round(float(np.mean(x)), 1) for x in values]
     bias = [np.round(x, 1).tolist() for x in options.logit_bias or ()]
+    if options.bregman is not None:
+        numbers = options.bregman.alpha, options.bregman.token_cost
+        rough += [x if x is None else f"{float(np.mean(x)):.1g}" for x in numbers]
+        rough.append(options.bregman.dual)
     return [rows, options.greedy, *rough, *bias]
 
 
