@@ -35,9 +35,11 @@ NUMBERS = {
     "presence_penalty": jnp.float32,
     "frequency_penalty": jnp.float32,
     "min_new_tokens": jnp.int32,
+    "draft_temperature": jnp.float32,
 }
 
-_OF_TEXT = (
+#: Those of them that depend on the text.
+OF_TEXT = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
@@ -70,6 +72,9 @@ class SamplingOptions:
         stop strings do not count before.
       logit_bias: what is added to the logits of some tokens, -inf to forbid them: a
         dict from token id to number, a list of one for each row, or a `LogitBias`.
+      draft_temperature: the draft's logits are divided by `temperature` times this,
+        the target's are not; None is 1. What is drawn from is what is verified, so it
+        changes how much is accepted and nothing else.
       max_top_k: no `top_k` is larger. It fixes shapes, so it is static; found by
         itself where the values can be seen.
       greedy: whether the temperature is known to be 0 in every row; likewise.
@@ -88,6 +93,7 @@ class SamplingOptions:
     frequency_penalty: Any = None
     min_new_tokens: Any = None
     logit_bias: Any = None
+    draft_temperature: Any = None
     max_top_k: int | None = dataclasses.field(default=None, metadata={"static": True})
     greedy: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -102,8 +108,9 @@ class SamplingOptions:
             return  # JAX rebuilds pytrees with placeholders for leaves
         if isinstance(self.top_k, int):
             object.__setattr__(self, "top_k", min(self.top_k, LARGEST))
-        check_filters(self.temperature, self.top_k, self.top_p, self.min_p)
-        check_penalties(**{name: values[name] for name in _OF_TEXT})
+        filters = self.temperature, self.top_k, self.top_p, self.min_p
+        check_filters(*filters, self.draft_temperature)
+        check_penalties(**{name: values[name] for name in OF_TEXT})
         if is_concrete(self.temperature):
             greedy = bool(np.all(np.asarray(self.temperature) == 0))
             object.__setattr__(self, "greedy", greedy)
@@ -169,6 +176,15 @@ class SamplingOptions:
             self,
             **{name: rows(name, dtype) for name, dtype in NUMBERS.items()},
             logit_bias=None if bias is None else bias.for_rows(batch),
+        )
+
+    def of_drafts(self) -> SamplingOptions:
+        """The options of the draft's logits, where these are the target's."""
+        if self.draft_temperature is None:
+            return self
+        temperature = self.temperature * self.draft_temperature
+        return dataclasses.replace(
+            self, temperature=temperature, draft_temperature=None
         )
 
     def to_probabilities(self, logits: Array) -> Array:
