@@ -158,9 +158,12 @@ class Calibration:
         """The law that is best after the root, if that is not i.i.d. drafts."""
         if self.question.config.law is not None or self._after_root is None:
             return None
+        number, held = PATHS.num_paths, self._after_root[0].shape[1]
+        if held < number:
+            return None
         best = {}
         for law in LAWS:
-            draws, number = self.draws._replace(law=law), PATHS.num_paths
+            draws = self.draws._replace(law=law)
             if not is_allowed(self.question.config, PATHS, draws):
                 continue
             best[law] = float(
@@ -169,7 +172,7 @@ class Calibration:
                     draws.temperature,
                     name=law,
                     num_drafts=number,
-                    top_k=min(draws.top_k_for(number), self._after_root[0].shape[1]),
+                    top_k=min(max(draws.top_k_for(number), number), held),
                 )
             )
         law = max(best, key=best.get, default=Draws().law)
