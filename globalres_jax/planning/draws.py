@@ -15,8 +15,9 @@ TOP_KS, TEMPERATURES = (64, 256, 1024), (1.0, 0.7, 1.3)
 #: Three and more drafts without replacement are drawn from no more tokens: their race
 #: is an integral over clocks.
 CLOCKS_TOP_K = 64
-#: What is not usual must look better by so many standard errors.
-SURE = 2.0
+#: What is not usual must look better by so many standard errors, and by this share:
+#: times differ a little by chance.
+SURE, LEAST_GAIN = 2.0, 0.01
 
 
 class Draws(NamedTuple):
@@ -77,5 +78,6 @@ def best_draws(accepted: np.ndarray, seconds: Sequence[float]) -> int:
     rates = (1 + accepted) / np.asarray(seconds)[:, None]
     gain = rates - rates[0]
     error = gain.std(axis=1, ddof=1) / np.sqrt(gain.shape[1])
-    sure = gain.mean(axis=1) > SURE * error
-    return int(np.argmax(np.where(sure, gain.mean(axis=1), 0)))
+    least = np.maximum(SURE * error, LEAST_GAIN * rates[0].mean())
+    gain = gain.mean(axis=1)
+    return int(np.argmax(np.where(gain > least, gain, 0)))

@@ -119,3 +119,4 @@ def test_other_draws_must_be_better_for_sure():
     # Where it costs what it gains, it is not worth it.
     assert best_draws(rows, [1.0, 1.0, 1.3]) == 0
     assert best_draws(np.stack([usual, usual]), [1.0, 0.9]) == 1
+    assert best_draws(np.stack([usual, usual]), [1.0, 0.995]) == 0
