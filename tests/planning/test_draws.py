@@ -34,7 +34,8 @@ def test_the_law_of_other_draws():
     # It is what a draft at that temperature draws from.
     logits = jnp.log(q[:1, None])
     options = gr.SamplingOptions(temperature=0.8, draft_temperature=1.5).for_rows(1)
-    laws = SampledPolicy(of_shape(AUTO, Shape(1, 1)), options, V).law(logits, 0, 1)
+    config, ends = of_shape(AUTO, Shape(1, 1)), jnp.full((1, 1), -1)
+    laws = SampledPolicy(config, options, V, None, ends).law(logits, 0, 1)
     cool = gr.SamplingOptions(temperature=0.8).to_probabilities(logits)[0]
     np.testing.assert_allclose(laws.probs[0], redrawn(cool, V, 1.5), atol=1e-6)
 
