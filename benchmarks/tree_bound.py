@@ -75,10 +75,17 @@ def small_trees(pair, found: Contexts, rules: dict, args) -> list[dict]:
             "trees": len(mine),
             "accepted": float(np.mean(mine)),
             "standard_error": float(np.std(mine) / np.sqrt(len(mine))),
-            "of_the_bound": float(np.mean(mine) / bound.mean()),
+            **share_of(np.asarray(mine), bound),
         }
         for name, mine in lengths.items()
     ]
+
+
+def share_of(mine: np.ndarray, bound: np.ndarray) -> dict[str, float]:
+    """The quotient of two means over the same contexts, and its standard error."""
+    share = mine.mean() / bound.mean()
+    error = (mine - share * bound).std() / (bound.mean() * np.sqrt(len(bound)))
+    return {"of_the_bound": float(share), "its_standard_error": float(error)}
 
 
 def print_bound(rows: list[dict]) -> None:
@@ -92,5 +99,6 @@ def print_bound(rows: list[dict]) -> None:
     for row in rows:
         print(
             f"| {row['rule']} | {row['accepted']:.3f} +- {row['standard_error']:.3f} "
-            f"| {100 * row['of_the_bound']:.1f} % |"
+            f"| {100 * row['of_the_bound']:.2f} +- "
+            f"{100 * row['its_standard_error']:.2f} % |"
         )

@@ -6,7 +6,8 @@ The target's own texts are cut at random places, and a tree is drawn after each.
 rule says how many drafts of that tree it accepts on average (`expected_accepted`), so
 that rules differ by what they do and not by what was drawn. With standard errors over
 trees. `--bound` adds small trees, enumerated, against the bound for all rules, and
-`--speed` tokens a second of the best shape and rule of each size. Names of shapes:
+`--speed` tokens a second of the best shape and rule of each size. It takes long: what
+`--json` wrote may be `--kept`, and is not measured again. Names of shapes:
 `drawn_trees.tree_of`. Prompts come from a file with one a line, or MT-Bench's JSONL.
 """
 
@@ -171,9 +172,23 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="0: no times")
     parser.add_argument("--bound", type=int, default=0, help="so many small trees")
     parser.add_argument("--speed", type=int, default=0, help="so many timed texts")
+    parser.add_argument(
+        "--kept", type=Path, nargs="*", default=[], help="rows of earlier --json files"
+    )
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--plot", type=Path, help="also draw them here")
     return parser.parse_args()
+
+
+def kept_rows(paths: list[Path]) -> list[dict]:
+    """The rows of files, of equal cells the last, in the order of `SHAPES`."""
+    kept = [
+        row for path in paths for row in json.loads(path.read_text("utf-8"))["trees"]
+    ]
+    cells = {(row["shape"], row["temperature"], row["rule"]): row for row in kept}
+    order = [shape for same in SHAPES.values() for shape in same]
+    places = {shape: place for place, shape in enumerate(order)}
+    return sorted(cells.values(), key=lambda row: places.get(row["shape"], len(order)))
 
 
 def write(path: Path | None, everything: dict) -> None:
@@ -185,17 +200,19 @@ def main() -> None:
     args = arguments()
     *pair, _ = load_measured(args.target, args.draft, jnp.dtype("float32"))
     prompts = read_prompts(args.prompts)
-    at = {t: contexts(pair, prompts, t, args) for t in args.temp}
-    rows = []
+    at = functools.cache(lambda t: contexts(pair, prompts, t, args))
+    rows = kept_rows(args.kept)
+    known = {(row["shape"], row["temperature"]) for row in rows}
     for shape in args.shapes:
         for temperature in args.temp:
-            rows += measured(pair, at[temperature], shape, temperature, args)
+            if (shape, temperature) not in known:
+                rows += measured(pair, at(temperature), shape, temperature, args)
         # It takes long, and something is better than nothing.
         write(args.json, {"trees": rows})
     print_table(rows, args.rules)
     everything = {"trees": rows}
     if args.bound:
-        everything["bound"] = small_trees(pair, at[args.temp[-1]], RULES, args)
+        everything["bound"] = small_trees(pair, at(args.temp[-1]), RULES, args)
         print_bound(everything["bound"])
     if args.speed:
         ways = best_ways(pair, rows, args)

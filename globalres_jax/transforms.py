@@ -84,12 +84,16 @@ def check_filters(
     top_p: Option | None,
     min_p: Option | None,
     bregman: Bregman | None = None,
+    draft_temperature: Option | None = None,
 ) -> None:
     """Raises ValueError naming the sampling option that is out of range."""
     check_option("temperature", temperature, lambda x: x >= 0, "must be 0 or more")
     check_option("top_k", top_k, lambda x: x >= 1, "must be at least 1")
     check_option("top_p", top_p, lambda x: (x > 0) & (x <= 1), "must lie in (0, 1]")
     check_option("min_p", min_p, lambda x: (x >= 0) & (x <= 1), "must lie in [0, 1]")
+    check_option(
+        "draft_temperature", draft_temperature, lambda x: x > 0, "must be above 0"
+    )
     if bregman is None:
         return
     if top_k is None:

@@ -113,9 +113,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--law",
-        default="iid",
         choices=sorted(LAWS),
-        help="how the children of a node of the draft tree are drawn",
+        help="how the children of a node of the draft tree are drawn (iid)",
     )
     parser.add_argument(
         "--num-drafts",
@@ -131,9 +130,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft-top-k",
         type=int,
-        default=256,
         metavar="K",
         help="draw drafts from the draft's K likeliest tokens (256); exact for any K",
+    )
+    parser.add_argument(
+        "--draft-temp",
+        type=float,
+        metavar="T",
+        help="the draft's temperature is --temp times this (1); exact for any T",
     )
     parser.add_argument(
         "--measure-optimum",
@@ -211,10 +215,11 @@ def _config(args: argparse.Namespace, draft_name: str) -> SpeculativeConfig:
         num_drafts=num_drafts,
         draft_length=length,
         tree=tree,
-        law=LAWS[args.law],
+        law=None if args.law is None else LAWS[args.law],
         verifier=verifier,
         **sampling_of(args),
         draft_top_k=args.draft_top_k,
+        draft_temperature=args.draft_temp,
         measure_optimum=args.measure_optimum,
     )
 

@@ -50,7 +50,8 @@ def _to_tree(name: str, value: Any) -> TokenTree | str:
 _KINDS = {
     "num_drafts": to_integer(1),
     "draft_length": to_integer(0),
-    "draft_top_k": to_integer(1, None),
+    "draft_top_k": optional(to_integer(1, None)),
+    "draft_temperature": optional(as_number),
     "cache_length": optional(to_integer(1)),
     "pad_id": to_integer(-LARGEST),
     "temperature": as_number,
@@ -67,9 +68,12 @@ _KINDS = {
     "log_probabilities": to_flag,
     "top_log_probabilities": to_integer(0),
     "tree": optional(_to_tree),
-    "law": to_law,
+    "law": optional(to_law),
     "verifier": to_verifier,
 }
+
+#: What stands for None where the tree is given; a plan chooses it else.
+_DEFAULTS = {"law": IID, "draft_top_k": 256}
 
 #: Drafted paths where nodes are cheap: with the default length and the root, 16 nodes,
 #: a size that matrix units like.
@@ -86,13 +90,14 @@ class SpeculativeConfig:
         drafted token, and 3 elsewhere.
       draft_length: tokens on each path; 0 is plain decoding.
       tree: shape of the token tree; `paths(num_drafts, draft_length)` if None. Where
-        it is given, it alone counts. "auto" is the shape that pays: `generate` measures
-        model calls and drafts before it compiles, remembers what it found, and learns
-        from what it decodes. All shapes are lossless, so the law of the text does not
+        it is given, it alone counts. "auto" is the shape that pays, with the `law`,
+        `draft_top_k` and `draft_temperature` that do, where these are None: `generate`
+        measures model calls and drafts before it compiles, remembers what it found, and
+        learns from what it decodes. All are lossless, so the law of the text does not
         depend on the choice, but what a given key writes does.
       law: draft law of the children of a node, `law(probs, num_drafts,
-        max_support=...)`: one for all levels, or a tuple with one for each. Paths of
-        `IID` drafts that spell the same text are merged.
+        max_support=...)`: one for all levels, or a tuple with one for each; `IID` if
+        None. Paths of `IID` drafts that spell the same text are merged.
       verifier: a rule for whole trees, or one for single positions. The default accepts
         the longest runs; of one path it makes block verification.
       temperature, top_k, top_p, min_p: sampling options, for target and draft alike,
@@ -102,9 +107,11 @@ class SpeculativeConfig:
         logit_bias: likewise, before the temperature; see `SamplingOptions`.
       bregman: a transform of what `top_k` keeps, in place of `top_p` and `min_p`, see
         `Bregman`; data likewise.
-      draft_top_k: drafts are drawn from so many likeliest tokens of the draft's row.
-        Any number is exact, since what is drawn from is what is verified; a smaller one
-        costs acceptance and saves time. From V on, from all.
+      draft_top_k: drafts are drawn from so many likeliest tokens of the draft's row,
+        256 if None. Any number is exact, since what is drawn from is what is verified;
+        a smaller one costs acceptance and saves time. From V on, from all.
+      draft_temperature: times `temperature` in the draft's rows, 1 if None. Exact, too,
+        and data; `SamplingOptions` that have none take this one.
       cache_length: slots of the key/value caches; what is needed if None.
       pad_id: fills `Generation.tokens` after the end of a row.
       measure_optimum: whether to compute and count what the optimal rule would accept.
@@ -123,7 +130,7 @@ class SpeculativeConfig:
     num_drafts: int | None = None
     draft_length: int = 5
     tree: TokenTree | Literal["auto"] | None = None
-    law: LawMaker | tuple[LawMaker, ...] = IID
+    law: LawMaker | tuple[LawMaker, ...] | None = None
     verifier: Verifier | TreeVerifier = LayerResolution()
     temperature: float = 1.0
     top_k: int | None = None
@@ -135,7 +142,8 @@ class SpeculativeConfig:
     min_new_tokens: int | None = None
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] | None = None
     bregman: Bregman | None = None
-    draft_top_k: int = 256
+    draft_top_k: int | None = None
+    draft_temperature: float | None = None
     cache_length: int | None = None
     pad_id: int = -1
     measure_optimum: bool = False
@@ -158,6 +166,9 @@ class SpeculativeConfig:
                     f"{len(self.law)}"
                 )
             return
+        for name, value in _DEFAULTS.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         if self.tree is None:
             nodes = 1 + self.num_drafts * self.draft_length
             check_size("num_drafts, draft_length", nodes)
@@ -206,6 +217,7 @@ class SpeculativeConfig:
             min_new_tokens=self.min_new_tokens,
             logit_bias=None if self.logit_bias is None else dict(self.logit_bias),
             bregman=self.bregman,
+            draft_temperature=self.draft_temperature,
         )
 
     def law_of_level(self, level: int) -> LawMaker:
@@ -307,7 +319,7 @@ class SampledPolicy:
     ):
         """The laws [B, W] of `num_drafts` children, see `base.DraftPolicy`."""
         logits = self._asked(logits, tokens, paths)
-        make, options = self.maker(level), self.options
+        make, options = self.maker(level), self.options.of_drafts()
         width = logits.shape[-1]
         size = min(self.config.draft_top_k, width, options.max_support or width)
         size = max(size, num_drafts)

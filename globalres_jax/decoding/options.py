@@ -37,9 +37,11 @@ NUMBERS = {
     "presence_penalty": jnp.float32,
     "frequency_penalty": jnp.float32,
     "min_new_tokens": jnp.int32,
+    "draft_temperature": jnp.float32,
 }
 
-_OF_TEXT = (
+#: Those of them that depend on the text.
+OF_TEXT = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
@@ -75,6 +77,9 @@ class SamplingOptions:
         dict from token id to number, a list of one for each row, or a `LogitBias`.
       bregman: a transform of what `top_k` keeps, see `Bregman`; without `top_p` and
         `min_p`.
+      draft_temperature: the draft's logits are divided by `temperature` times this,
+        the target's are not; None is 1. What is drawn from is what is verified, so it
+        changes how much is accepted and nothing else.
       max_top_k: no `top_k` is larger. It fixes shapes, so it is static; found by
         itself where the values can be seen.
       greedy: whether the temperature is known to be 0 in every row; likewise.
@@ -95,6 +100,7 @@ class SamplingOptions:
     min_new_tokens: Any = None
     logit_bias: Any = None
     bregman: Bregman | None = None
+    draft_temperature: Any = None
     max_top_k: int | None = dataclasses.field(default=None, metadata={"static": True})
     greedy: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -114,8 +120,8 @@ class SamplingOptions:
         if not isinstance(self.bregman, Bregman | None):
             raise wrong_kind("bregman", "Bregman(...) or None", self.bregman)
         filters = self.temperature, self.top_k, self.top_p, self.min_p
-        check_filters(*filters, self.bregman)
-        check_penalties(**{name: values[name] for name in _OF_TEXT})
+        check_filters(*filters, self.bregman, self.draft_temperature)
+        check_penalties(**{name: values[name] for name in OF_TEXT})
         if is_concrete(self.temperature):
             greedy = bool(np.all(np.asarray(self.temperature) == 0))
             object.__setattr__(self, "greedy", greedy)
@@ -182,6 +188,15 @@ class SamplingOptions:
             **{name: rows(name, dtype) for name, dtype in NUMBERS.items()},
             logit_bias=None if bias is None else bias.for_rows(batch),
             bregman=self.bregman and self.bregman.for_rows(batch),
+        )
+
+    def of_drafts(self) -> SamplingOptions:
+        """The options of the draft's logits, where these are the target's."""
+        if self.draft_temperature is None:
+            return self
+        temperature = self.temperature * self.draft_temperature
+        return dataclasses.replace(
+            self, temperature=temperature, draft_temperature=None
         )
 
     def to_probabilities(self, logits: Array) -> Array:

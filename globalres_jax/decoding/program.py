@@ -177,6 +177,7 @@ def _ask(
     options = config.sampling if options is None else options
     if not isinstance(options, SamplingOptions):
         raise wrong_kind("options", "SamplingOptions", options)
+    options = _drafted_by(config, options)
     check_model("target", target)
     check_alternatives(config.top_log_probabilities, target.vocab_size)
     if draft is None or (config.tree != AUTO and config.token_tree.depth == 0):
@@ -210,10 +211,17 @@ def _ask(
                 lambda rows: place_rows(mesh, rows),
             )
         )
-        config = chosen.config
+        config, options = chosen.config, _drafted_by(chosen.config, options)
         drafter = drafter if config.token_tree.depth else NoDrafts()
     rows = prompts, lengths, budget
     return _Asked(config, drafter, options, *rows, room, mesh, chosen)
+
+
+def _drafted_by(config: SpeculativeConfig, options: SamplingOptions) -> SamplingOptions:
+    """Options with the config's draft temperature, if they have none."""
+    if options.draft_temperature is not None or config.draft_temperature is None:
+        return options
+    return dataclasses.replace(options, draft_temperature=config.draft_temperature)
 
 
 def _check_measurable(target, drafter, options, prompts, lengths) -> None:

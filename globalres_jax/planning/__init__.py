@@ -4,6 +4,7 @@ from globalres_jax.planning.acceptance import Acceptance, independent
 from globalres_jax.planning.automatic import Plan, forget, learn, observe
 from globalres_jax.planning.choose import best_shape, tokens_per_second
 from globalres_jax.planning.costs import Costs
+from globalres_jax.planning.draws import Draws
 from globalres_jax.planning.estimates import Estimates
 from globalres_jax.planning.shapes import CANDIDATES, PLAIN, Shape, parse_shape
 from globalres_jax.planning.store import kept_in
@@ -13,6 +14,7 @@ __all__ = [
     "PLAIN",
     "Acceptance",
     "Costs",
+    "Draws",
     "Estimates",
     "Plan",
     "Shape",

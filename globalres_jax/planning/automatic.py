@@ -24,6 +24,7 @@ from globalres_jax.planning.choose import (
     stay_or_go,
     tokens_per_second,
 )
+from globalres_jax.planning.draws import Draws
 from globalres_jax.planning.estimates import Estimates
 from globalres_jax.planning.identity import name_of
 from globalres_jax.planning.question import Question, candidates
@@ -37,7 +38,8 @@ class Plan(NamedTuple):
     """A choice, and what it was made from.
 
     Attributes:
-      config: as given, with a tree and a rule.
+      config: as given, with a tree, and a law, number of tokens and temperature for
+        drafts where it named none.
       shape: of the tree.
       estimates: of the pair on its device.
       name: under which they are remembered.
@@ -60,10 +62,20 @@ class Plan(NamedTuple):
             rule = type(self.config.verifier).__name__
             accepted = known[0].accepted(self.shape)
             said = (
-                f"{self.shape} by {rule}, {rate:.0f} tokens/s expected where plain "
-                f"decoding writes {plain:.0f}; {accepted:.2f} drafts accepted a step"
+                f"{self.shape} by {rule}, {self._drawn()}, {rate:.0f} tokens/s "
+                f"expected where plain decoding writes {plain:.0f}; {accepted:.2f} "
+                "drafts accepted a step"
             )
         return f"tree: {said}; measured in {self.seconds:.1f} s"
+
+    def _drawn(self) -> str:
+        """How drafts are drawn, as the config has it."""
+        config, law = self.config, self.config.law_of_level(0)
+        several = self.shape.num_paths > 1
+        kind = f"{getattr(law, '__name__', 'other')} " if several else ""
+        at = config.draft_temperature
+        warmth = "" if at in (None, 1) else f", draft temperature x {at:g}"
+        return f"{kind}drafts from {config.draft_top_k} tokens{warmth}"
 
 
 class _Memory:
@@ -76,7 +88,7 @@ class _Memory:
     def forget(self) -> None:
         """As at the start."""
         self.estimates: dict[str, Estimates] = {}
-        self.used: dict[str, frozenset[Shape]] = {}
+        self.used: dict[tuple[str, Draws], frozenset[Shape]] = {}
         self.waiting: deque[tuple[str, Shape, Metrics]] = deque(maxlen=MOST_WAITING)
 
 
@@ -97,20 +109,21 @@ def choose_plan(
       ValueError: no shape is allowed, not even plain decoding.
     """
     begun = clock()
-    configs = candidates(question)
     name = name_of(*question[:4])
+    candidates(question)  # raises what it raises before anything is measured
     with _MEMORY.lock:
         learn()
         known = _MEMORY.estimates.get(name) or store.load(name)
         if known is None or known.is_due:
             probe = probe_for(question, known, clock)
-            known = calibrate(question, probe, configs, known)
+            known = calibrate(question, probe, known)
 
+        configs = candidates(question, known.draws)
         shapes = known_shapes(configs, known.costs)
         best = best_shape(shapes, known.acceptance, known.costs)[0]
-        used = _MEMORY.used.get(name, frozenset())
+        used = _MEMORY.used.get((name, known.draws), frozenset())
         shape = stay_or_go(best, used & configs.keys(), known.acceptance, known.costs)
-        _MEMORY.used[name] = used | {shape}
+        _MEMORY.used[name, known.draws] = used | {shape}
         _remember(name, known)
     return Plan(configs[shape], shape, known, name, clock() - begun)
 

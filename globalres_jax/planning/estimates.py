@@ -6,8 +6,10 @@ import dataclasses
 import math
 from typing import Any
 
+from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.planning.acceptance import Acceptance
 from globalres_jax.planning.costs import Costs
+from globalres_jax.planning.draws import Draws
 from globalres_jax.planning.shapes import PLAIN, Shape
 
 #: Probing may take this share of the time that decoding takes.
@@ -23,6 +25,7 @@ class Estimates:
       costs: of the parts of a step.
       width: of the prompts that were probed; others are cut or filled up to it.
       capacity: of the caches there.
+      draws: how drafts are drawn, where a config leaves it open.
       probe_seconds: what looking at trees took.
       decoded_seconds: what decoding has taken since, as far as is known.
     """
@@ -31,6 +34,7 @@ class Estimates:
     costs: Costs
     width: int
     capacity: int
+    draws: Draws = Draws()
     probe_seconds: float = 0.0
     decoded_seconds: float = 0.0
 
@@ -79,10 +83,14 @@ def from_json(found: Any) -> Estimates:
     seconds = [float(found[k]) for k in ("probe_seconds", "decoded_seconds")]
     if not all(map(math.isfinite, (*others, *seconds))):
         raise ValueError("not finite")
+    top_k, temperature, law = found["draws"]
+    if law not in LAWS or top_k < 1 or not 0 < temperature < math.inf:
+        raise ValueError(f"not a way to draw: {found['draws']}")
     return Estimates(
         Acceptance(curves, *others),
         Costs(*(numbers(costs[name]) for name in ("target", "draft", "verify"))),
         int(found["width"]),
         int(found["capacity"]),
+        Draws(int(top_k), float(temperature), law),
         *seconds,
     )

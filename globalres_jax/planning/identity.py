@@ -43,6 +43,7 @@ def name_of(
         _kind(config.verifier),
         _kind(config.law),
         config.draft_top_k,
+        config.draft_temperature,
         kinds,
         jax.__version__,
         *_options(options),

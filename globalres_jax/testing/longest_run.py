@@ -32,6 +32,9 @@ def longest_run(
       tree: shape, of depth D.
       target: for each d below D the table [V^d, V] of p; more are not looked at.
       draft: see `step_law`.
+
+    Raises:
+      RuntimeError: the solver gives up.
     """
     from scipy.optimize import linprog
     from scipy.sparse import coo_matrix
@@ -63,14 +66,19 @@ def longest_run(
     shape = (len(bounds), len(columns))
     is_root = np.asarray([depth == 0 for _, depth, _ in variables])
     chance = np.asarray(list(variables.values()))
-    solution = linprog(
-        np.where(is_root, 0.0, -1.0),
-        A_ub=coo_matrix((value, (row, column)), shape=shape).tocsr(),
-        b_ub=bounds,
-        bounds=np.stack([np.where(is_root, chance, 0), chance], axis=1),
-        method="highs",
-    )
-    return float(-solution.fun)
+    # Chances far apart can stop one of the methods, though nothing accepted is always
+    # a solution.
+    for method in ("highs", "highs-ipm", "highs-ds"):
+        solution = linprog(
+            np.where(is_root, 0.0, -1.0),
+            A_ub=coo_matrix((value, (row, column)), shape=shape).tocsr(),
+            b_ub=bounds,
+            bounds=np.stack([np.where(is_root, chance, 0), chance], axis=1),
+            method=method,
+        )
+        if solution.fun is not None:
+            return float(-solution.fun)
+    raise RuntimeError(f"the linear program was not solved: {solution.message}")
 
 
 def _variables(tree: TokenTree, size: int, draft) -> dict[tuple, float]:

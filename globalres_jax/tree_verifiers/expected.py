@@ -14,8 +14,9 @@ def expected_accepted(
     """Expected number of accepted drafts of one tree: [].
 
     Its mean over drawn trees is that of the accepted lengths, with less variance. A
-    rule may know a number of the same mean and smaller variance, as `LayerResolution`
-    does, by a method of this name. Differentiable where the rule is.
+    rule may know a number of the same mean and smaller variance, by a method of this
+    name or by one named `expected_by_level`, as `LayerResolution` does, `Block`, and
+    `GreedyMultiPathBlock`. Differentiable where the rule is.
 
     Args:
       rule: the rule.
@@ -27,6 +28,8 @@ def expected_accepted(
     own = getattr(rule, "expected_accepted", None)
     if own is not None:
         return own(tree, tokens, p, laws)
+    if hasattr(rule, "expected_by_level"):
+        return jnp.sum(rule.expected_by_level(tree, tokens, p, laws))
     stop = rule.law(tree, tokens, p, laws).stop
     return stop @ jnp.asarray(tree.depths, stop.dtype)
 
@@ -37,16 +40,21 @@ def expected_by_level(
     """Expected numbers of accepted drafts that every further level adds: [D].
 
     They sum to what `expected_accepted` has as its mean. From the root down a rule
-    does not see deeper levels, nor do `Block` and `LayerResolution` for what a level
-    adds, by a method of this name: the first numbers are then those of a tree that ends
-    earlier. Of other rules, the chance to accept that many tokens of this tree.
+    does not see deeper levels, nor do `Block`, `GreedyMultiPathBlock` and
+    `LayerResolution` for what a level adds, by a method of this name: the first numbers
+    are then those of a tree that ends earlier. Of other rules, the chance to accept
+    that many tokens of this tree.
     """
     own = getattr(rule, "expected_by_level", None)
     if own is not None:
         return own(tree, tokens, p, laws)
     # A law needs all rows: an array, whatever they were shown as.
     p = p[jnp.arange(tree.num_nodes)]
-    stop = rule.law(tree, tokens, p, laws).stop
+    return reached_by_level(tree, rule.law(tree, tokens, p, laws).stop)
+
+
+def reached_by_level(tree: TokenTree, stop: Array) -> Array:
+    """Chance to accept so many drafts or more: [D], from where a step ends, [N]."""
     depths = jnp.asarray(tree.depths)
     deeper = depths[None, :] > jnp.arange(tree.depth)[:, None]
     return jnp.sum(jnp.where(deeper, stop[None, :], 0), axis=1)

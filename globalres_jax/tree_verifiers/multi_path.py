@@ -41,12 +41,14 @@ class _Selected(NamedTuple):
       ends: [D + 1] h.
       weight: [D] w of the nodes above the last.
       rest: [D, k] what may be emitted after them of the tokens of their laws.
+      expected: [D] mean of w of the node below, given the nodes above.
     """
 
     nodes: Array
     ends: Array
     weight: Array
     rest: Array
+    expected: Array
 
 
 class _Fork(NamedTuple):
@@ -118,13 +120,21 @@ class GreedyMultiPathBlock:
         token = categorical.draw(numbers[-1], _row(tree, held, p, path, last))
         return Walk(nodes, last, token)
 
+    def expected_by_level(
+        self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple
+    ) -> Array:
+        """Mean of w_i given the text above: sum_x min(w_{i-1} p_i, its law): [D]."""
+        if tree.depth == 0:
+            return jnp.zeros(0, p.dtype)
+        return _select(tree, tokens, p, support(tree, laws, p.dtype)).expected
+
 
 def _select(tree: TokenTree, tokens: Array, p: TargetRows, held: Support) -> _Selected:
     """The last drafted text, level by level; reads one row of p for each."""
     places = jnp.asarray(held.places(tree.num_nodes))
     node, weight = jnp.zeros((), jnp.int32), jnp.ones((), p.dtype)
     alike = jnp.zeros(tree.num_nodes, bool).at[0].set(True)
-    forks, ends, weights, rest = (), [], [], []
+    forks, ends, weights, rest, expected = (), [], [], [], []
     for group in tree.groups:
         if group.num_children > 1:
             zero, one = jnp.zeros((), p.dtype), jnp.ones((), p.dtype)
@@ -140,6 +150,7 @@ def _select(tree: TokenTree, tokens: Array, p: TargetRows, held: Support) -> _Se
         ends.append(quotient(total, total + 1 - weight))
         weights.append(weight)
         rest.append(left)
+        expected.append(blockwise_sum(jnp.minimum(weight * row, skewed)))
 
         # Drafts below all nodes that spell the text so far.
         drafts = group.children.reshape(-1)
@@ -155,7 +166,7 @@ def _select(tree: TokenTree, tokens: Array, p: TargetRows, held: Support) -> _Se
     # Above it all nodes spell what was selected, whichever of the equal ones it is.
     nodes = jnp.append(0, jnp.asarray(layout(tree).path)[node])
     ends = jnp.stack([*ends, weight]).at[0].set(1)
-    return _Selected(nodes, ends, jnp.stack(weights), jnp.stack(rest))
+    return _Selected(nodes, ends, *map(jnp.stack, (weights, rest, expected)))
 
 
 def _order(p: Array, q: Array) -> tuple[Array, Array]:

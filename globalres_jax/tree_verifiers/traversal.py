@@ -31,6 +31,8 @@ from globalres_jax.numerics import categorical
 from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.sums import blockwise_sum
 from globalres_jax.tree import TokenTree
+from globalres_jax.tree_verifiers.block import Block
+from globalres_jax.tree_verifiers.expected import reached_by_level
 from globalres_jax.tree_verifiers.layers import (
     Layers,
     Residuals,
@@ -111,6 +113,15 @@ class Traversal:
         token = categorical.draw(numbers[1], residuals.row(tree, held, p, node))
         level = jnp.asarray(tree.depths, jnp.int32)[node]
         return Walk(jnp.asarray(layout(tree).path)[node], level, token)
+
+    def expected_by_level(
+        self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple
+    ) -> Array:
+        """Of one path that of `Block`, else the chance to accept so many: [D]."""
+        if max(map(len, tree.levels)) == 1:
+            return Block().expected_by_level(tree, tokens, p, laws)
+        rows = p[jnp.arange(tree.num_nodes)]
+        return reached_by_level(tree, self.law(tree, tokens, rows, laws).stop)
 
     def _weights(
         self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple, held: Support

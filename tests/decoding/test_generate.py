@@ -353,13 +353,17 @@ def test_metrics_add_up(pair):
 
 
 def test_options_may_differ_from_row_to_row(pair):
-    """Greedy rows, rows of one token by top-k or by top-p, and rows of temperature."""
+    """Greedy rows, rows of one token by top-k or by top-p, and rows of temperature.
+
+    Their drafts have temperatures of their own, of which the text knows nothing.
+    """
     kinds, rows = 4, 1000
     prompts = np.zeros((kinds * rows, 1), np.int32)
     options = gr.SamplingOptions(
         temperature=np.repeat(np.float32([0.0, 1.0, 1.0, TEMPERATURE]), rows),
         top_k=np.repeat([3, 1, 3, 3], rows),
         top_p=np.repeat(np.float32([1.0, 1.0, 1e-6, 1.0]), rows),
+        draft_temperature=np.repeat(np.float32([2.0, 1.0, 0.5, 0.4]), rows),
     )
     lengths = np.ones(kinds * rows, np.int32)
     result = gr.generate(

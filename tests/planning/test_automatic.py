@@ -16,6 +16,7 @@ from globalres_jax.planning import (
     PLAIN,
     Acceptance,
     Costs,
+    Draws,
     Estimates,
     Shape,
     automatic,
@@ -62,17 +63,30 @@ class Machine:
     def target_call(self, request):
         return self.call(request.config.token_tree.num_nodes)
 
-    def look(self, request):
+    def level_of_drafts(self, request):
+        return 1e-4 * request.config.draft_top_k / 1024
+
+    def look(self, request, others=()):
         type(self).looks += 1
         tree = request.config.token_tree
         paths = len(tree.levels[1])
+        survival = [1 - (1 - self.rate**d) ** paths for d in range(1, 8)]
+        gains = [[[self.gain(draws)]] for draws in others]
+        law = request.config.law_of_level(0)
+        if paths > 1 and law is not gr.IID:
+            survival = [s**0.5 for s in survival]
         return Seen(
-            survival=tuple(1 - (1 - self.rate**d) ** paths for d in range(1, 8)),
+            survival=tuple(survival),
             trees=32,
             draft=0.01 * tree.depth,
             target=self.call(tree.num_nodes),
             verify=0.001 * tree.depth,
+            redrawn=np.array(gains) * np.ones((4, 7)) * survival if others else None,
+            after_root=(TABLE[:4], TABLE[:4] ** 2) if others else None,
         )
+
+    def gain(self, draws):
+        return 1.0
 
     def seconds(self, parts):
         return parts
@@ -96,7 +110,11 @@ def test_the_choice_follows_costs_and_acceptance(machine):
     assert found.shape.num_paths > 1
     assert isinstance(found.config.verifier, gr.tree_verifiers.LayerResolution)
     assert found.config.token_tree == found.shape.tree
-    assert str(found).startswith(f"tree: {found.shape} by LayerResolution, ")
+    said = f"tree: {found.shape} by LayerResolution, "
+    assert str(found).startswith(f"{said}WithoutReplacement drafts from 64 tokens, ")
+    # The machine says so, and the law looked better after the root.
+    assert found.config.law[:2] == (gr.WithoutReplacement, gr.IID)
+    assert found.estimates.draws.law == "without-replacement"
     automatic.forget()
     machine.call = staticmethod(lambda n: 1 + 0.2 * n)
     found = plan()
@@ -106,10 +124,29 @@ def test_the_choice_follows_costs_and_acceptance(machine):
     assert plan().shape == PLAIN and "no drafts pay" in str(plan())
 
 
+def test_draws_are_chosen_for_one_path(machine):
+    machine.call = staticmethod(lambda n: 1 + 0.2 * n)
+    # Of five tokens, 64 are all.
+    assert plan().estimates.draws == Draws(64)
+    automatic.forget()
+    machine.gain = lambda self, draws: 1.2 if draws.temperature == 1.3 else 1.0
+    found = plan()
+    assert found.config.draft_temperature == 1.3 and found.config.draft_top_k == 64
+    assert found.shape.num_paths == 1 and found.config.law is gr.IID
+    assert "drafts from 64 tokens, draft temperature x 1.3, " in str(found)
+    survival = [min(1.2 * 0.7**d, 1) for d in range(1, 8)]
+    np.testing.assert_allclose(found.estimates.acceptance.survival[1], survival)
+    # What was named is kept.
+    named = plan(dataclasses.replace(AUTO, draft_temperature=1.0, law=gr.IID))
+    assert named.config.draft_temperature == 1.0
+
+
 def test_what_was_asked_for_is_kept(machine):
     machine.call = staticmethod(lambda n: 1.0)
     rule = gr.verifiers.RecursiveRejection()
-    asked = dataclasses.replace(AUTO, verifier=rule, temperature=0.5, draft_top_k=3)
+    asked = dataclasses.replace(
+        AUTO, verifier=rule, law=gr.IID, temperature=0.5, draft_top_k=3
+    )
     config = plan(asked).config
     assert config == dataclasses.replace(asked, tree=config.tree)
     # A rule for one draft, and a drafter of one path, leave chains alone.
@@ -206,6 +243,8 @@ def test_estimates_that_are_none_are_refused():
         {"costs": {**good["costs"], "draft": {"2": 1}}},
         {"acceptance": {**good["acceptance"], "survival": {"1": [1.5]}}},
         {"acceptance": {**good["acceptance"], "shift": float("nan")}},
+        {"draws": [0, 1.0, "iid"]},
+        {"draws": [64, 1.0, "best"]},
     ):
         with pytest.raises(ValueError, match="not"):
             from_json({**good, **changed})
@@ -224,6 +263,8 @@ def test_names_tell_pairs_apart():
         name(draft=gr.PromptLookup(max_ngram=2)),
         name(dataclasses.replace(AUTO, verifier=gr.verifiers.Naive())),
         name(dataclasses.replace(AUTO, law=gr.WithoutReplacement)),
+        name(dataclasses.replace(AUTO, draft_temperature=0.7)),
+        name(options=gr.SamplingOptions(draft_temperature=0.7).for_rows(2)),
         name(options=AUTO.sampling.for_rows(3)),
         name(options=gr.SamplingOptions(temperature=0.3).for_rows(2)),
         name(options=gr.SamplingOptions(top_p=0.9).for_rows(2)),

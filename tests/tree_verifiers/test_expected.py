@@ -152,14 +152,21 @@ def test_expected_accepted_of_any_rule(float64):
     """Its mean length, by the law of where it ends."""
     tree = gr.tree.chain(3)
     args = drafted(tree, 1)
-    stop = Block().law(tree, *args).stop
-    found = expected_accepted(Block(), tree, *args)
+    rule = TopDown(SingleDraft())
+    stop = rule.law(tree, *args).stop
+    found = expected_accepted(rule, tree, *args)
     assert float(found) == pytest.approx(float(stop @ np.arange(4.0)))
 
 
 def test_what_each_level_adds_to_the_accepted(float64):
     """One path: the same by both rules, and first what a shorter one has."""
-    tree, rules = gr.tree.chain(3), (LayerResolution(), TopDown(SingleDraft()))
+    tree = gr.tree.chain(3)
+    rules = (
+        LayerResolution(),
+        GreedyMultiPathBlock(),
+        Traversal(),
+        TopDown(SingleDraft()),
+    )
 
     @jax.jit
     def measured(tokens, p, laws):
@@ -171,5 +178,6 @@ def test_what_each_level_adds_to_the_accepted(float64):
 
     block, short, added, totals = measured(*drafted(tree, 1))
     np.testing.assert_allclose(short, block[:2], atol=1e-12)
-    np.testing.assert_allclose(added[0], block, atol=1e-9)
+    for same in added[:3]:
+        np.testing.assert_allclose(same, block, atol=1e-9)
     np.testing.assert_allclose(np.sum(added, axis=1), totals, atol=1e-12)

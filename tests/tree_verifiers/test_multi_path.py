@@ -10,8 +10,10 @@ from tree_cases import deviation as deviation_of
 
 import globalres_jax as gr
 from globalres_jax.testing import expected_length
+from globalres_jax.testing.steps import drawn_trees
 from globalres_jax.tree_verifiers import Block, GreedyMultiPathBlock
 from globalres_jax.tree_verifiers import multi_path as multi_path_module
+from globalres_jax.tree_verifiers.expected import reached_by_level
 
 # Expected accepted drafts of two paths of two tokens, exact, by a slow program of its
 # own that takes the differences of powers as they are; seed after seed.
@@ -58,6 +60,32 @@ def test_expected_lengths_are_those_of_a_slow_program(float64):
         rule = GreedyMultiPathBlock()
         found = float(expected_length(rule, gr.paths(2, 2), p, iid(q)))
         assert found == pytest.approx(length, abs=1e-6)
+
+
+def test_the_mean_given_the_text_above_is_that_of_the_lengths(float64):
+    tree, rule = gr.paths(2, 2), GreedyMultiPathBlock()
+    p, q = map(lambda tables: list(map(jnp.asarray, tables)), similar_tables(0))
+    texts, chance = drawn_trees(tree, 3, iid(q))
+
+    @jax.jit
+    @jax.vmap
+    def by_both(text):
+        rows = jnp.stack([p[d][text[node]] for node, d in enumerate(tree.depths)])
+        laws = tuple(
+            jax.vmap(lambda row, n=group.num_children: gr.IID(row, n))(
+                q[group.level][text[group.nodes]]
+            )
+            for group in tree.groups
+        )
+        arguments = tree, text % 3, rows, laws
+        stop = rule.law(*arguments).stop
+        return rule.expected_by_level(*arguments), reached_by_level(tree, stop)
+
+    ours, reached = map(np.asarray, by_both(texts))
+    np.testing.assert_allclose(chance @ ours, chance @ reached, atol=1e-12)
+    assert float(chance @ ours.sum(1)) == pytest.approx(GOLDEN[0], abs=1e-6)
+    # What the first level adds does not depend on what was drawn.
+    assert np.ptp(ours[:, 0]) < 1e-12 < np.ptp(reached[:, 0])
 
 
 def test_one_path_is_block_verification(float64):
