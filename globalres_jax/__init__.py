@@ -31,6 +31,7 @@ from globalres_jax.base import Decision, Model
 from globalres_jax.bregman import Bregman
 from globalres_jax.decoding.best_of_n import BestOfN, best_of_n
 from globalres_jax.decoding.config import SpeculativeConfig
+from globalres_jax.decoding.drafted import DraftedTree, draft_tree
 from globalres_jax.decoding.generation import Generation
 from globalres_jax.decoding.loop import compile_generate, generate
 from globalres_jax.decoding.metrics import Metrics
@@ -64,6 +65,7 @@ __all__ = [
     "Completion",
     "Decision",
     "Deterministic",
+    "DraftedTree",
     "Generation",
     "GenerationRequest",
     "Independent",
@@ -80,6 +82,7 @@ __all__ = [
     "best_of_n",
     "compile_generate",
     "draft_laws",
+    "draft_tree",
     "drafters",
     "generate",
     "generate_many",

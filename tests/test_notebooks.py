@@ -1,32 +1,149 @@
-"""The notebooks run top to bottom."""
+"""The notebooks run top to bottom, here with small numbers; their outputs are kept.
 
-import os
+They run in this process, whose models and programs they share. In kernels of their own
+`benchmarks/notebooks.py` runs them as they stand.
+"""
+
+import json
+import warnings
 from pathlib import Path
 
-import nbformat
+import loaded
+import matplotlib
 import pytest
-from nbclient import NotebookClient
+from IPython.core.interactiveshell import InteractiveShell
+
+import globalres_jax as gr
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "colab").glob("*.ipynb"))
+EMBEDDED = Path(gr.models.__file__).parent / "embedded"
+#: What the cell tagged `parameters` sets, made small.
+SMALL = {
+    "00_quickstart": {},
+    "10_acceptance": {
+        "POSITIONS": 4,
+        "TOP_K": (5, 10),
+        "NUM_DRAFTS": (1, 2),
+        "TEMPERATURES": (0.5, 1.0),
+        "RULES": {"k-SEQ": gr.verifiers.KSeq()},
+    },
+    "20_trees": {
+        "TREES": 2,
+        "LARGE": gr.paths(2, 2),
+        "SMALL": gr.paths(2, 2),
+        "RULES": {"LayerResolution": gr.tree_verifiers.LayerResolution()},
+        "SHAPES": {"2 paths of 2": gr.paths(2, 2)},
+    },
+    "30_differentiable": {
+        "STEPS": 2,
+        "SEEDS": 1,
+        "VOCABULARY": 8,
+        "TREES": 1,
+        "LOSSES": {"KL, then accepted length": None},
+    },
+    "40_your_models": {
+        "TARGET": EMBEDDED / "draft",
+        "CONFIG": gr.SpeculativeConfig(
+            num_drafts=1,
+            draft_length=1,
+            verifier=gr.verifiers.SingleDraft(),
+            log_probabilities=True,
+        ),
+        "NEW_TOKENS": 8,
+    },
+}
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+class CellError(Exception):
+    """A cell of a notebook went wrong."""
+
+
+def code_cells(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def run(notebook: dict, small: dict) -> dict:
+    """Runs the cells in one shell, and returns the names that they leave.
+
+    Raises:
+      CellError: a cell raised, or a name of `small` is none that the notebook sets.
+    """
+    shell, seen = InteractiveShell(), 0
+    shell.history_manager.enabled = False
+    for number, cell in enumerate(code_cells(notebook)):
+        outcome = shell.run_cell("".join(cell["source"]), store_history=False)
+        if error := outcome.error_before_exec or outcome.error_in_exec:
+            raise CellError(f"code cell {number}: {error!r}") from error
+        if "parameters" in cell["metadata"].get("tags", ()):
+            if unknown := set(small) - set(shell.user_ns):
+                raise CellError(f"code cell {number} sets no {unknown}")
+            shell.user_ns.update(small)
+            seen += len(small)
+    if seen != len(small):
+        raise CellError("no cell is tagged `parameters`")
+    return shell.user_ns
+
+
+@pytest.fixture
+def same_models(monkeypatch):
+    """The embedded pair of all tests, by whatever name it is asked for."""
+    load_pair, pair = gr.models.load_pair, loaded.embedded()
+    names = ("embedded", "embedded-draft")
+
+    def load(name):
+        return pair[names.index(name)]
+
+    def load_both(*args, **kwargs):
+        return pair if args == names and not kwargs else load_pair(*args, **kwargs)
+
+    monkeypatch.setattr(gr.models, "load", load)
+    monkeypatch.setattr(gr.models, "load_pair", load_both)
+
+
+@pytest.fixture
+def pictures():
+    """Figures that are drawn, and shown nowhere."""
+    matplotlib.use("Agg")
+    plt = pytest.importorskip("matplotlib.pyplot")
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield plt
+    plt.close("all")
+
+
+def test_every_notebook_is_run():
+    assert [path.stem for path in NOTEBOOKS] == sorted(SMALL)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, monkeypatch, tmp_path):
-    # What this process sets for JAX and warnings is not the reader's.
-    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
-    monkeypatch.setenv("IPYTHONDIR", os.fspath(tmp_path))
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}
-    )
-    client.execute()
-    last = notebook.cells[-1]
-    assert last.cell_type == "code" and last.execution_count is not None
-    errors = [
-        output
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if output.output_type == "error"
-    ]
-    assert not errors
+def test_notebook_runs(path, same_models, pictures):
+    notebook = json.loads(path.read_text("utf-8"))
+    run(notebook, SMALL[path.stem])
+    for number in pictures.get_fignums():
+        pictures.figure(number).canvas.draw()
+    drawn = "image/png" in json.dumps(notebook)
+    assert drawn == bool(pictures.get_fignums())
+
+
+def test_a_cell_that_fails_fails():
+    cell = {"cell_type": "code", "source": ["1 / 0"], "metadata": {}}
+    with pytest.raises(CellError, match="code cell 0: ZeroDivisionError"):
+        run({"cells": [cell]}, {})
+    cell = {**cell, "source": ["A = 1"], "metadata": {"tags": ["parameters"]}}
+    with pytest.raises(CellError, match=r"sets no .'B'"):
+        run({"cells": [cell]}, {"B": 2})
+    with pytest.raises(CellError, match="no cell"):
+        run({"cells": []}, {"B": 2})
+
+
+def test_outputs_are_of_one_run_and_small():
+    assert sum(path.stat().st_size for path in NOTEBOOKS) < 1_000_000
+    install = set()
+    for path in NOTEBOOKS:
+        cells = code_cells(json.loads(path.read_text("utf-8")))
+        counts = [cell["execution_count"] for cell in cells]
+        assert counts == list(range(1, len(cells) + 1)), path.stem
+        kinds = {out["output_type"] for cell in cells for out in cell["outputs"]}
+        assert "error" not in kinds and kinds, path.stem
+        install.add("".join(cells[0]["source"]))
+    assert len(install) == 1 and "%pip install" in install.pop()

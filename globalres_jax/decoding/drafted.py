@@ -1,0 +1,99 @@
+"""One drafted tree to look at: what `generate` drafts first, and what verifies it."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+
+from globalres_jax.base import Array, Drafter, Model
+from globalres_jax.decoding.config import SpeculativeConfig
+from globalres_jax.decoding.loop import STATIC
+from globalres_jax.decoding.options import SamplingOptions
+from globalres_jax.decoding.program import as_program
+from globalres_jax.decoding.step import Request, first_state, propose, score, step_keys
+from globalres_jax.numerics.rows import on_platform
+
+
+class DraftedTree(NamedTuple):
+    """A tree of each row, and all that a rule sees of it.
+
+    `drafted.row(i)` is one of them, and `rule.walk(key, tree, tokens, p, laws)` what a
+    rule makes of that.
+
+    Attributes:
+      keys: [B] keys that the step of `generate` verifies with.
+      tokens: [B, N] token at each node, that of the root the last one of the prompt.
+      p: [B, N, V] target distribution after each node, after temperature and filters.
+      laws: for each of the tree's `groups` the draft laws of its nodes, stacked, with
+        leaves [B, W, ...].
+    """
+
+    keys: Array
+    tokens: Array
+    p: Array
+    laws: tuple
+
+    def row(self, index: int) -> DraftedTree:
+        """The tree of one row, without the axis B."""
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+
+def draft_tree(
+    key: Array,
+    target: Model,
+    draft: Model | Drafter,
+    prompts: Array,
+    prompt_lengths: Array,
+    config: SpeculativeConfig | None = None,
+    options: SamplingOptions | None = None,
+) -> DraftedTree:
+    """Drafts the tree that `generate` with these arguments drafts first.
+
+    So that rules can be compared on the same tree, or one be drawn
+    (`globalres_jax.drawing`): the config's `token_tree` is its shape. For the arguments
+    and errors see `generate`.
+
+    Args:
+      key: one random key, or [B].
+      target: the model whose distribution the text has.
+      draft: a cheaper model, or another `Drafter`.
+      prompts: [B, P] integer tokens, padded on the right.
+      prompt_lengths: [B] number of tokens in each prompt.
+      config: the tree's shape, its laws and what sampling needs.
+      options: sampling options for each row, in place of the config's.
+
+    Returns:
+      A `DraftedTree`.
+    """
+    program = as_program(
+        key, target, draft, prompts, prompt_lengths, config, 1, (), options
+    )
+    return _draft(*program.arrays, **program.static)
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _draft(
+    target,
+    drafter,
+    keys,
+    prompts,
+    lengths,
+    budget,
+    ends,
+    options,
+    *,
+    config: SpeculativeConfig,
+    capacity: int,
+    platform: str | None = None,
+    **_unused,
+) -> DraftedTree:
+    with on_platform(platform):
+        request = Request(target, drafter, options, ends, config)
+        state = first_state(request, keys, prompts, lengths, budget, capacity)
+        key_draft, key_verify = step_keys(state.keys, state.steps)
+        proposal, _ = propose(key_draft, state.draft, request)
+        logits, _ = score(state.cache, proposal.tokens, request)
+        p = request.options.to_probabilities(logits)
+        return DraftedTree(key_verify, proposal.tokens, p, proposal.laws)
