@@ -1,4 +1,16 @@
-"""Which draft tree pays: measured costs, measured acceptance, and the best shape."""
+"""Which draft tree pays: measured costs, measured acceptance, and the best shape.
+
+`tree="auto"` is the shape that pays on the machine at hand. Before its program is
+compiled `generate` times calls of both models, sees how many drafts of a few trees the
+target would accept, and takes the fastest of plain decoding, chains of several lengths
+(verified by `Block`) and several paths (by `LayerResolution`); if you name a rule, that
+one alone. It measures only what could still win, once for a pair, device and kind of
+options, and learns from what it decodes. Every shape is lossless, so the law of the
+text does not depend on the choice; the text of a given key does. `gr.plan(target,
+draft, prompts, prompt_lengths).config` is the choice as a config, for use under `jit`
+or to write the same text again. `GLOBALRES_JAX_PLANS=FOLDER` keeps what was measured.
+On the command line: `--tree auto`, and `--verbose` says why in a line.
+"""
 
 from globalres_jax.planning.acceptance import Acceptance, independent
 from globalres_jax.planning.automatic import Plan, forget, learn, observe
