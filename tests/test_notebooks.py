@@ -26,11 +26,11 @@ SMALL = {
         "NUM_DRAFTS": (1, 2),
         "TEMPERATURES": (0.5, 1.0),
         "RULES": {"k-SEQ": gr.verifiers.KSeq()},
+        "LAWS": {"independent": gr.IID},
     },
     "20_trees": {
-        "TREES": 2,
-        "LARGE": gr.paths(2, 2),
-        "SMALL": gr.paths(2, 2),
+        "TREES": 1,
+        "TREE": gr.paths(2, 2),
         "RULES": {"LayerResolution": gr.tree_verifiers.LayerResolution()},
         "SHAPES": {"2 paths of 2": gr.paths(2, 2)},
     },
@@ -39,16 +39,11 @@ SMALL = {
         "SEEDS": 1,
         "VOCABULARY": 8,
         "TREES": 1,
-        "LOSSES": {"KL, then accepted length": None},
+        "LOSSES": {"KL": gr.losses.kl_divergence},
     },
     "40_your_models": {
         "TARGET": EMBEDDED / "draft",
-        "CONFIG": gr.SpeculativeConfig(
-            num_drafts=1,
-            draft_length=1,
-            verifier=gr.verifiers.SingleDraft(),
-            log_probabilities=True,
-        ),
+        "CONFIG": gr.SpeculativeConfig(draft_length=0, log_probabilities=True),
         "NEW_TOKENS": 8,
     },
 }
@@ -115,7 +110,15 @@ def test_every_notebook_is_run():
     assert [path.stem for path in NOTEBOOKS] == sorted(SMALL)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+#: Two that take long to compile; what they call has tests of its own.
+SLOW = ("20_trees", "30_differentiable")
+RUNS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.sweep] * (path.stem in SLOW))
+    for path in NOTEBOOKS
+]
+
+
+@pytest.mark.parametrize("path", RUNS)
 def test_notebook_runs(path, same_models, pictures):
     notebook = json.loads(path.read_text("utf-8"))
     run(notebook, SMALL[path.stem])
