@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 
 from globalres_jax.base import Array, Drafter, Model
 from globalres_jax.decoding.config import SpeculativeConfig
-from globalres_jax.decoding.loop import STATIC
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.decoding.program import as_program
-from globalres_jax.decoding.step import Request, first_state, propose, score, step_keys
+from globalres_jax.decoding.progress import STATIC
+from globalres_jax.decoding.step import (
+    Request,
+    as_asked,
+    first_state,
+    propose,
+    score_as_read,
+    step_keys,
+)
 from globalres_jax.numerics.rows import on_platform
 
 
@@ -25,7 +33,7 @@ class DraftedTree(NamedTuple):
     Attributes:
       keys: [B] keys that the step of `generate` verifies with.
       tokens: [B, N] token at each node, that of the root the last one of the prompt.
-      p: [B, N, V] target distribution after each node, after temperature and filters.
+      p: [B, N, V] target distribution after each node, after all sampling options.
       laws: for each of the tree's `groups` the draft laws of its nodes, stacked, with
         leaves [B, W, ...].
     """
@@ -47,6 +55,8 @@ def draft_tree(
     prompts: Array,
     prompt_lengths: Array,
     config: SpeculativeConfig | None = None,
+    max_new_tokens: int | Sequence[int] = 64,
+    eos_id: int | Sequence[int] | Array | None = None,
     options: SamplingOptions | None = None,
 ) -> DraftedTree:
     """Drafts the tree that `generate` with these arguments drafts first.
@@ -62,13 +72,23 @@ def draft_tree(
       prompts: [B, P] integer tokens, padded on the right.
       prompt_lengths: [B] number of tokens in each prompt.
       config: the tree's shape, its laws and what sampling needs.
+      max_new_tokens: room that the caches have; the tree does not depend on it.
+      eos_id: tokens that the option `min_new_tokens` forbids; the target's if None.
       options: sampling options for each row, in place of the config's.
 
     Returns:
       A `DraftedTree`.
     """
     program = as_program(
-        key, target, draft, prompts, prompt_lengths, config, 1, (), options
+        key,
+        target,
+        draft,
+        prompts,
+        prompt_lengths,
+        config,
+        max_new_tokens,
+        eos_id,
+        options,
     )
     return _draft(*program.arrays, **program.static)
 
@@ -93,7 +113,8 @@ def _draft(
         request = Request(target, drafter, options, ends, config)
         state = first_state(request, keys, prompts, lengths, budget, capacity)
         key_draft, key_verify = step_keys(state.keys, state.steps)
-        proposal, _ = propose(key_draft, state.draft, request)
-        logits, _ = score(state.cache, proposal.tokens, request)
-        p = request.options.to_probabilities(logits)
+        proposal, _ = propose(key_draft, state.draft, request, state.counts)
+        logits, _, _ = score_as_read(state.cache, proposal.tokens, request)
+        asked, _ = as_asked(logits, proposal.tokens, state.counts, request)
+        p = request.options.to_probabilities(asked)
         return DraftedTree(key_verify, proposal.tokens, p, proposal.laws)
