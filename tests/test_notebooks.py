@@ -46,6 +46,11 @@ SMALL = {
         "CONFIG": gr.SpeculativeConfig(draft_length=0, log_probabilities=True),
         "NEW_TOKENS": 8,
     },
+    "50_train_a_draft": {
+        "KINDS": ("embedding",),
+        **{"TEXTS": 8, "LENGTH": 16, "STEPS": 2, "LOOK": 1},
+        "MORE": ("--num-tokens", "48", "--hidden-size", "32", "--mlp-width", "32"),
+    },
 }
 
 
@@ -110,8 +115,8 @@ def test_every_notebook_is_run():
     assert [path.stem for path in NOTEBOOKS] == sorted(SMALL)
 
 
-#: Two that take long to compile; what they call has tests of its own.
-SLOW = ("20_trees", "30_differentiable")
+#: These take long to compile; what they call has tests of its own.
+SLOW = ("20_trees", "30_differentiable", "50_train_a_draft")
 RUNS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.sweep] * (path.stem in SLOW))
     for path in NOTEBOOKS
