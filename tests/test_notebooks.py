@@ -48,7 +48,10 @@ SMALL = {
     },
     "50_train_a_draft": {
         "KINDS": ("embedding",),
-        **{"TEXTS": 8, "LENGTH": 16, "STEPS": 2, "LOOK": 1},
+        "TEXTS": 8,
+        "LENGTH": 16,
+        "STEPS": 2,
+        "LOOK": 1,
         "MORE": ("--num-tokens", "48", "--hidden-size", "32", "--mlp-width", "32"),
     },
 }
