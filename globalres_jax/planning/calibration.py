@@ -151,8 +151,13 @@ class Calibration:
 
     def _more_to_draw(self, draws: Draws) -> float:
         """Seconds of a level beyond one by the draws that were looked at."""
-        looked = self._seconds.get(("draw", self._looked.top_k), 0.0)
-        return self._seconds.get(("draw", draws.top_k), looked) - looked
+        times = {k: t for (kind, k), t in self._seconds.items() if kind == "draw"}
+
+        def least(top_k: int) -> float:
+            # Fewer tokens never take longer: what looks so is chance.
+            return min((t for k, t in times.items() if k >= top_k), default=0.0)
+
+        return least(draws.top_k) - least(self._looked.top_k)
 
     def _other_law(self) -> str | None:
         """The law that is best after the root, if that is not i.i.d. drafts."""
