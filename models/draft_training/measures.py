@@ -70,7 +70,7 @@ class _Seen(NamedTuple):
       divergence: [] mean KL(p || q).
       acceptance: [] mean acceptance rate of one draft.
       solved: [_SOLVED, N] logits at some of the rows.
-      ratio: [B, L] chance that the token that followed is accepted, had it been drafted.
+      ratio: [B, L] chance that the token that followed is accepted where drafted.
     """
 
     divergence: Array

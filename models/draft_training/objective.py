@@ -158,7 +158,8 @@ def training_loss(
 
 def counted_at(batch: Batch, step: Array) -> Array:
     """[B, L] rows that count in a step of a rollout: there must be a root."""
-    return jnp.asarray(batch.counted) & (jnp.arange(batch.tokens.shape[1]) >= step)
+    places = jnp.arange(batch.tokens.shape[1])[None]
+    return jnp.asarray(batch.counted) & (places >= step)
 
 
 def mean_over(counted: Array, rows: Array) -> Array:

@@ -32,7 +32,7 @@ from globalres_jax.models.draft_training.teacher import (
     frequent_tokens,
     keep_lessons,
 )
-from globalres_jax.models.draft_training.texts import Sampling, Texts, join
+from globalres_jax.models.draft_training.texts import Sampling, Texts, join, text_frame
 from globalres_jax.models.draft_training.trainer import (
     Schedule,
     make_trainer,
@@ -144,19 +144,11 @@ def run_training(
       ValueError: bad input; it is named.
       MemoryError: there is not enough; the option to lower is named.
     """
-    if target.tokenizer is None:
-        raise ValueError(
-            f"--target: {run.target} has no tokenizer, and its texts need one"
-        )
-    if run.texts and run.texts < run.schedule.batch:
-        raise ValueError(
-            f"--texts: {run.texts} texts are less than a batch (--batch "
-            f"{run.schedule.batch})"
-        )
+    pairs = _check(target, run)
     begin = read_draft(run.begin, target) if run.begin else None
     room, start = open_folder(folder, run, resume), time.perf_counter()
     with memory_advice("--rows"):
-        texts, held = _texts(target, run, room, progress)
+        texts, held = _texts(target, run, room, pairs, progress)
     with memory_advice("--batch, --length or --num-tokens"):
         if begin is None:
             config = DraftConfig(
@@ -191,27 +183,52 @@ def run_training(
     return card
 
 
-def _texts(
-    target: Model, run: Run, room: Path, progress: Progress
-) -> tuple[Texts, Texts]:
-    """Texts to learn from, and to hold."""
-    pairs = []
-    if run.text is not None:
-        length, batch = run.sampling.length, run.schedule.batch
-        pairs.append(split_file(Path(run.text), target, length, batch))
-    if run.texts:
-        pairs.append(
-            collect_texts(
-                room / "texts",
-                target,
-                run.sampling,
-                run.texts,
-                run.schedule.seed,
-                progress("texts", run.texts),
-            )
+def _check(target: Model, run: Run) -> list[tuple[Texts, Texts]]:
+    """The texts of a file, to learn from and to hold; before anything is written.
+
+    Raises:
+      ValueError: what cannot be done; an option is named.
+    """
+    batch, length = run.schedule.batch, run.sampling.length
+    if target.tokenizer is None:
+        raise ValueError(
+            f"--target: {run.target} has no tokenizer, and its texts need one"
         )
-    if not pairs:
+    if run.num_tokens > target.vocab_size:
+        raise ValueError(
+            f"--num-tokens: {run.num_tokens} of a target that has {target.vocab_size}"
+        )
+    if run.texts:
+        text_frame(target, run.sampling)
+    elif run.text is None:
         raise ValueError("--texts: 0, and no --text; a draft needs texts to learn from")
+    if 0 < run.texts < batch:
+        raise ValueError(
+            f"--texts: {run.texts} texts are less than a batch (--batch {batch})"
+        )
+    if run.text is None:
+        return []
+    return [split_file(Path(run.text), target, length, batch)]
+
+
+def _texts(
+    target: Model,
+    run: Run,
+    room: Path,
+    pairs: list[tuple[Texts, Texts]],
+    progress: Progress,
+) -> tuple[Texts, Texts]:
+    """Texts to learn from, and to hold: those of a file, and those that are written."""
+    if run.texts:
+        written = collect_texts(
+            room / "texts",
+            target,
+            run.sampling,
+            run.texts,
+            run.schedule.seed,
+            progress("texts", run.texts),
+        )
+        pairs = [*pairs, written]
     learnt, held = zip(*pairs, strict=True)
     return join(learnt), join(held)
 

@@ -129,13 +129,8 @@ def frequent_tokens(target: Model, texts: Texts, count: int) -> np.ndarray:
     Args:
       target: the model.
       texts: R rows.
-      count: N.
-
-    Raises:
-      ValueError: more than there are.
+      count: N, at most V.
     """
-    if not 1 <= count <= target.vocab_size:
-        raise ValueError(f"tokens: {count} of a target that has {target.vocab_size}")
     counts = count_tokens(texts, target.vocab_size).astype(np.float64)
     rows = max(1, min(len(texts), _LOOKED_AT // texts.tokens.shape[1]))
     part = texts[:rows]

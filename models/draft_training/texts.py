@@ -97,21 +97,12 @@ def write_texts(key: Array, target: Model, sampling: Sampling) -> Texts:
       sampling: sizes and temperatures.
 
     Raises:
-      ValueError: the target has no tokenizer, or the length has no room.
+      ValueError: the length has no room for a text.
     """
-    if target.tokenizer is None:
-        raise ValueError("target: has no tokenizer, and its texts need one")
-    opening, closing = chat_frame(target)
-    chat = bool(closing)
-    need = len(opening) + len(closing) + (sampling.question if chat else 0) + 1
-    if need >= sampling.length:
-        raise ValueError(
-            f"length: {sampling.length} tokens leave no room for a text; its frame "
-            f"takes {need}"
-        )
+    opening, closing = text_frame(target, sampling)
     key_question, key_answer = jax.random.split(key)
     prompts = [opening] * sampling.rows
-    if chat:
+    if closing:
         asked = _continue(
             key_question, target, prompts, [sampling.question] * sampling.rows, 1.0
         )
@@ -130,6 +121,18 @@ def write_texts(key: Array, target: Model, sampling: Sampling) -> Texts:
     )
     texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     return as_rows(texts, [len(opening)] * len(texts), sampling.length)
+
+
+def text_frame(target: Model, sampling: Sampling) -> tuple[list[int], list[int]]:
+    """`chat_frame`; ValueError if it leaves no room for a text."""
+    opening, closing = chat_frame(target)
+    need = len(opening) + len(closing) + (sampling.question if closing else 0) + 1
+    if need >= sampling.length:
+        raise ValueError(
+            f"length: {sampling.length} tokens leave no room for a text; with its "
+            f"question and what stands around it takes {need}"
+        )
+    return opening, closing
 
 
 def chat_frame(target: Model) -> tuple[list[int], list[int]]:
