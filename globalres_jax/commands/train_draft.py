@@ -172,6 +172,8 @@ def _run(args: argparse.Namespace, target, dtype: str):
         texts = 512 if args.text is None else 0
     names = ("hidden_size", "num_heads", "num_kv_heads", "mlp_width")
     sizes = {name: getattr(args, name) for name in names}
+    if args.kind != "layers" and not any(sizes.values()):
+        sizes = _sizes_of(target)
     num_tokens = args.num_tokens or min(8192, target.vocab_size)
     return Run(
         target=args.target,
@@ -204,6 +206,20 @@ def _run(args: argparse.Namespace, target, dtype: str):
         ),
         keep_rows=not args.on_the_fly,
     )
+
+
+def _sizes_of(target) -> dict[str, int]:
+    """The sizes of a target's layers; none of a model of another kind."""
+    from globalres_jax.models.drafts.config import target_function
+
+    config = target_function(target).config
+    shape = config.attention
+    return {
+        "num_heads": shape.num_heads,
+        "num_kv_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "mlp_width": config.mlp_width,
+    }
 
 
 class _Bars:

@@ -150,16 +150,17 @@ def run_training(
     with memory_advice("--rows"):
         texts, held = _texts(target, run, room, pairs, progress)
     with memory_advice("--batch, --length or --num-tokens"):
+        lessons = _lessons(target, run, room, texts, held, progress)
         if begin is None:
             config = DraftConfig(
                 kind=run.kind,
                 ids=frequent_tokens(target, texts, run.num_tokens),
                 **run.sizes,
             )
-            params = begin_draft(jax.random.key(run.schedule.seed), config, target)
+            key = jax.random.key(run.schedule.seed)
+            params = begin_draft(key, config, target, lessons[0])
         else:
             config, params, _ = begin
-        lessons = _lessons(target, run, room, texts, held, progress)
         trainer = make_trainer(target, config, run.objective, run.schedule, mesh)
         report = progress("steps", run.schedule.steps)
         params, measured = train(

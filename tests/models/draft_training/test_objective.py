@@ -7,7 +7,7 @@ import pytest
 
 from globalres_jax import models
 from globalres_jax.commands import train_draft
-from globalres_jax.models.draft_training.initial import begin_draft
+from globalres_jax.models.draft_training.initial import _RIDGE, _stage, begin_draft
 from globalres_jax.models.draft_training.measures import CHAIN, _chain
 from globalres_jax.models.draft_training.objective import (
     LOSSES,
@@ -16,8 +16,10 @@ from globalres_jax.models.draft_training.objective import (
     rollout,
     target_rows,
 )
-from globalres_jax.models.draft_training.teacher import Batch
+from globalres_jax.models.draft_training.teacher import Batch, Lessons
+from globalres_jax.models.draft_training.texts import Texts
 from globalres_jax.models.drafts import DraftConfig, draft_outputs
+from globalres_jax.models.drafts.config import draft_shape
 
 LENGTH, STEPS = 7, 3
 
@@ -73,6 +75,29 @@ def test_target_rows_are_the_softmax_of_its_logits(taught):
         np.testing.assert_allclose(
             p[row, :length], whole[row, :length, ids].T, atol=1e-6
         )
+
+
+def test_least_squares_leave_less_to_learn(taught):
+    target, _, _, batch = taught
+    config = DraftConfig(kind="feature", ids=np.arange(9), num_heads=2, mlp_width=32)
+    shape = draft_shape(config, target.apply.config)
+    rows = Texts(np.asarray(batch.tokens), np.zeros(2), batch.lengths)
+    lessons = Lessons(rows, batch.counted, *map(np.asarray, batch[3:]))
+    key, last = jax.random.key(0), ("blocks", 0, "mlp", "down")
+    errors = []
+    for given in (None, lessons):
+        params = begin_draft(key, config, target, given)
+        read, missing = _stage(params, target, batch, shape, last)
+        found = missing - read @ params["blocks"][0]["mlp"]["down"]["weight"][...].T
+        counted = batch.counted & (np.arange(LENGTH) > 0)
+        errors.append(np.square(found)[counted].mean())
+    assert errors[1] < 0.5 * errors[0]
+    # Of one map the solution is known: the gradient of the ridge is zero.
+    inputs, wanted = _stage(params, target, batch, shape, ("input",))
+    x, y = (np.float64(z)[counted] for z in (inputs, wanted))
+    weight = np.float64(params["input"]["weight"][...].T)
+    slope = x.T @ (x @ weight - y) + _RIDGE * np.square(x).sum() / len(x) * weight
+    assert np.abs(slope).max() < 1e-3 * np.abs(x.T @ y).max()
 
 
 def test_a_step_counts_where_there_is_a_root(taught):

@@ -1,7 +1,12 @@
 """The whole command on the embedded pair: texts, rows, steps, an interruption."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +22,7 @@ from globalres_jax.models.drafts import read_draft
 
 SIZES = (
     *("--texts", "6", "--rows", "4", "--length", "16", "--batch", "2"),
-    *("--num-tokens", "48", "--hidden-size", "32", "--mlp-width", "32"),
+    *("--num-tokens", "48", "--num-heads", "2", "--mlp-width", "32"),
     *("--steps", "4", "--look", "2", "--rollout", "2", "--learning-rate", "1e-2"),
 )
 
@@ -47,7 +52,7 @@ def whole(tmp_path_factory):
 
 def test_draft_is_written_with_its_card(whole, target):
     config, params, card = read_draft(whole, target)
-    assert len(config.ids) == 48 and config.hidden_size == 32
+    assert len(config.ids) == 48 and config.num_heads == 2
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert card["run"]["schedule"]["steps"] == 4
     assert card["texts"] == 6 and card["held_out"]["texts"] == 4
@@ -142,3 +147,41 @@ def test_too_little_memory_names_the_option_to_lower():
         jnp.zeros((1 << 20, 1 << 24), jnp.float32).block_until_ready()
     with pytest.raises(ValueError, match="else"), memory_advice("--batch"):
         raise ValueError("something else")
+
+
+@pytest.mark.sweep
+def test_two_devices_learn_the_same(whole, tmp_path):
+    out = tmp_path / "two"
+    options = [*SIZES, "--data", "2"]
+    words = ["train-draft", "--target", "embedded", "--out", str(out), *options]
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += " --xla_force_host_platform_device_count=2"
+    subprocess.run(
+        [sys.executable, "-m", "globalres_jax", *words],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        check=True,
+        timeout=540,
+    )
+    pairs = zip(log(out), log(whole), strict=True)
+    losses = [(a["loss"], b["loss"]) for a, b in pairs if "loss" in a]
+    assert len(losses) == 4
+    np.testing.assert_allclose(*np.transpose(losses), rtol=2e-3)
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("kind", ["feature", "embedding", "layers"])
+def test_two_hundred_steps_make_a_draft_that_is_accepted(kind, tmp_path, target):
+    out = tmp_path / kind
+    sizes = (
+        *("--kind", kind, "--texts", "64", "--length", "64", "--batch", "4"),
+        *("--steps", "200", "--num-tokens", "512", "--learning-rate", "2e-3"),
+    )
+    assert command(out, sizes=sizes) == 0
+    losses = [line["loss"] for line in log(out) if "loss" in line]
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
+    said = ["generate", "--draft", str(out), "--prompt", "ROMEO:", "--json"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(said) == 0
+    metrics = json.loads(printed.getvalue())["metrics"]
+    assert metrics["num_accepted_draft_tokens"] > 0
