@@ -60,7 +60,8 @@ class Checkpoints:
                     f"--resume: the checkpoint of step {self.latest} has an array of "
                     f"shape {np.shape(kept[name])}, and this run needs {np.shape(leaf)}"
                 )
-        return jax.tree.unflatten(jax.tree.structure(like), list(kept.values()))
+        leaves = [jax.device_put(kept[name], x.sharding) for name, x in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def close(self) -> None:
         """Ends the threads that write."""

@@ -210,8 +210,10 @@ def train(
         if (step + 1) % schedule.look == 0 or step + 1 == schedule.steps:
             found = measure_all(trainer.look, state.params, held, schedule.batch)
             seen = found.as_json()
-            length = jnp.float32(seen["accepted_length"])
+            length = np.float32(seen["accepted_length"])
             if length > state.best_length:
+                # Placed as it was: else the next step is compiled anew.
+                length = jax.device_put(length, state.best_length.sharding)
                 state = state._replace(best=state.params, best_length=length)
             log.add({"step": step + 1, **seen})
             checkpoints.save(step + 1, state)
