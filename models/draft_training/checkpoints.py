@@ -12,22 +12,24 @@ import numpy as np
 _KEPT = 2
 
 
+def import_orbax():
+    """Orbax, which takes its time to import; ValueError if it is not installed."""
+    try:
+        import orbax.checkpoint as orbax
+    except ImportError as error:
+        raise ValueError(
+            "checkpoints need Orbax, and it is not installed (pip install "
+            f"'globalres_jax[train]'): {error}"
+        ) from error
+    return orbax
+
+
 class Checkpoints:
     """The newest states of a run in a folder."""
 
     def __init__(self, folder: Path):
-        """Opens the folder, which is made if it is not there.
-
-        Raises:
-          ValueError: Orbax is not installed.
-        """
-        try:
-            import orbax.checkpoint as orbax
-        except ImportError as error:
-            raise ValueError(
-                "checkpoints need Orbax, and it is not installed (pip install "
-                f"'globalres_jax[train]'): {error}"
-            ) from error
+        """Opens the folder, which is made if it is not there."""
+        orbax = import_orbax()
         options = orbax.CheckpointManagerOptions(
             max_to_keep=_KEPT, enable_async_checkpointing=False
         )

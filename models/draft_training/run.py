@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from globalres_jax.base import Model
+from globalres_jax.models.draft_training.checkpoints import import_orbax
 from globalres_jax.models.draft_training.corpus import (
     collect_texts,
     count_tokens,
@@ -144,6 +145,7 @@ def run_training(
       ValueError: bad input; it is named.
       MemoryError: there is not enough; the option to lower is named.
     """
+    import_orbax()
     pairs = _check(target, run)
     begin = read_draft(run.begin, target) if run.begin else None
     room, start = open_folder(folder, run, resume), time.perf_counter()

@@ -109,7 +109,7 @@ def test_an_interrupted_run_goes_on_to_the_same_losses(
 
 
 @pytest.mark.usefixtures("small")
-def test_bad_input_is_named(tmp_path, capsys):
+def test_bad_input_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "short.txt").write_text("To be, or not to be")
     (tmp_path / "few.txt").write_text("To be, or not to be, that is the question. " * 3)
     (tmp_path / "other").mkdir()
@@ -129,6 +129,11 @@ def test_bad_input_is_named(tmp_path, capsys):
         few = [] if "--texts" in more or "--text" not in more else ["--texts", "0"]
         assert command(fresh, *few, *more) == 2, more
         assert said in capsys.readouterr().err, more
+        assert not fresh.exists()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "orbax.checkpoint", None)
+        assert command(fresh) == 2
+        assert "pip install 'globalres_jax[train]'" in capsys.readouterr().err
         assert not fresh.exists()
     assert command(tmp_path / "other") == 2
     assert "is not empty" in capsys.readouterr().err
