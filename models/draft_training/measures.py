@@ -29,7 +29,7 @@ CHAIN = 4
 #: Drafts come from so many likeliest tokens, as in decoding by default.
 _SUPPORT = 256
 #: Rows of a batch that more than one draft is measured on; each takes a solve.
-_SOLVED = 64
+_SOLVED = 16
 
 
 class Measures(NamedTuple):
