@@ -51,7 +51,7 @@ def read_ways(target: str, names: list[str]) -> tuple[gr.Model, dict[str, tuple]
 
 def measure(target: gr.Model, ways: dict, rows: list, temperature: float, args) -> list:
     """What each way took for all prompts, and what was accepted."""
-    width = max(map(len, rows))
+    width = args.longest  # of all, so that all are one program
     totals = {name: np.zeros(5) for name in ways}
 
     def write(name: str, row: list[int], seed: int) -> tuple[gr.Generation, float]:
