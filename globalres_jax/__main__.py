@@ -1,4 +1,4 @@
-"""Command line: `python -m globalres_jax {generate,acceptance} ...`."""
+"""Command line: `python -m globalres_jax {generate,acceptance,train-draft} ...`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import argparse
 import contextlib
 import sys
 
-from globalres_jax.commands import acceptance, compilation, generate
+from globalres_jax.commands import acceptance, compilation, generate, train_draft
 from globalres_jax.commands.outcome import exit_status
 
-COMMANDS = {"generate": generate, "acceptance": acceptance}
+COMMANDS = {
+    "generate": generate,
+    "acceptance": acceptance,
+    "train-draft": train_draft,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
