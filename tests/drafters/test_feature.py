@@ -124,10 +124,10 @@ def test_what_is_drafted_from_is_what_was_trained(monkeypatch):
 
     monkeypatch.setattr(step.SampledPolicy, "law", recorded_law)
     monkeypatch.setattr(step, "propose", recorded_propose)
-    options, ends = gr.SamplingOptions(temperature=[1.0, 0.0]), jnp.full((2, 1), -1)
+    options, ends = gr.SamplingOptions(temperature=[4.0, 0.0]), jnp.full((2, 1), -1)
     options = options.for_rows(2)
-    # Two children of the root, and one of the second.
-    shape = config_of(gr.tree.from_parents([-1, 0, 0, 2]), CHEAP)
+    # Two children of the root, one of the second, and one of that.
+    shape = config_of(gr.tree.from_parents([-1, 0, 0, 2, 3]), CHEAP)
     request = step.Request(target(), drafter, options, ends, shape)
 
     @jax.jit
@@ -138,34 +138,39 @@ def test_what_is_drafted_from_is_what_was_trained(monkeypatch):
     @jax.jit
     def advance(state):
         state, emitted, _ = step.decode_step(state, request)
-        return state, emitted, tokens[-1], [x[:, 0] for x in logits[-2:]]
+        return state, emitted, tokens[-1], [x[:, 0] for x in logits[-3:]]
+
+    rows = np.arange(2)
 
     @jax.jit
     def trained(texts, counts):
-        """What follows the first `counts` tokens, and one token more.
+        """Draft logits after the first `counts` tokens, and after one and two more.
 
-        By the draft, and the likeliest by the target everywhere.
+        Where it goes on from itself, and by the target's features alone; and the
+        likeliest tokens by the target everywhere.
         """
         features, _ = drafts.target_features(target(), texts)
         likeliest = drafts.head_logits(target(), features, jnp.arange(5)).argmax(-1)
-        rows = jnp.arange(2)
-        first, own = drafts.draft_outputs(params, config, target(), texts, features)
-        features = features.at[rows, counts - 1].set(own[rows, counts - 1])
-        second = drafts.draft_logits(params, config, target(), texts, features)
-        otherwise = first[rows, counts]
-        return first[rows, counts - 1], second[rows, counts], otherwise, likeliest
+        found, alone = [], None
+        for last in (counts - 1, counts, counts + 1):
+            out, own = drafts.draft_outputs(params, config, target(), texts, features)
+            alone = out if alone is None else alone
+            found.append((out[rows, last], alone[rows, last]))
+            features = features.at[rows, last].set(own[rows, last])
+        return *zip(*found, strict=True), likeliest
 
-    state, texts = begin(), np.zeros((2, 4 + 3 * STEPS + 1), np.int32)
+    state, texts = begin(), np.zeros((2, 4 + 4 * STEPS + 2), np.int32)
     texts[:, :4], counts, accepted = PROMPTS, np.array(LENGTHS), 0
     for _ in range(STEPS):
         before = state.draft
         state, emitted, drafted, found = advance(state)
-        rows = np.arange(2)
         np.testing.assert_array_equal(drafted[:, 0], texts[rows, counts - 1])
-        texts[rows, counts] = drafted[:, 2]
-        *wanted, otherwise, _ = trained(texts, counts)
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
-        assert np.abs(wanted[1] - otherwise).max() > 1e-3
+        for node, beyond in ((2, 0), (3, 1)):
+            texts[rows, counts + beyond] = drafted[:, node]
+        wanted, otherwise, _ = trained(texts, counts)
+        np.testing.assert_allclose(found[0], wanted[0], atol=1e-5)
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+        assert np.abs(wanted[2] - otherwise[2]).max() > 1e-3
         new = np.asarray(emitted.count)
         for row in rows:
             texts[row, counts[row] :][: new[row]] = emitted.tokens[row, : new[row]]
