@@ -11,6 +11,7 @@ from scipy.special import log_softmax
 from scipy.stats import chisquare
 
 import globalres_jax as gr
+from globalres_jax import cache
 from globalres_jax.decoding import step
 from globalres_jax.models import drafts
 from globalres_jax.models.decoder import DecoderFn
@@ -122,6 +123,7 @@ def test_what_is_drafted_from_is_what_was_trained(monkeypatch):
         tokens.append(proposal.tokens)
         return proposal, state
 
+    monkeypatch.setattr(cache, "CHUNK", 3)  # prompts are read in two pieces
     monkeypatch.setattr(step.SampledPolicy, "law", recorded_law)
     monkeypatch.setattr(step, "propose", recorded_propose)
     options, ends = gr.SamplingOptions(temperature=[4.0, 0.0]), jnp.full((2, 1), -1)
