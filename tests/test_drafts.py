@@ -37,42 +37,44 @@ def folder(tmp_path):
     return tmp_path / "d"
 
 
-def test_features_hold_what_the_target_says():
-    """With a scaled embedding and capped logits."""
-    model, tokens, wanted = golden("gemma2")
-    lengths = np.array([tokens.shape[1], 9])
+@functools.cache
+def said_by(name):
+    """A target, tokens [2, L], its logits."""
+    if name != "one layer":
+        return golden(name)
+    tokens = np.array([[1, 0, 3, 2], [2, 4, 0, 0]])
+    return target(), tokens, jax.jit(target().apply.score)(target().params, tokens)
+
+
+#: Of them Gemma has a scaled embedding and capped logits.
+TARGETS = ["one layer", pytest.param("gemma2", marks=pytest.mark.sweep)]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_features_hold_what_the_target_says(name):
+    model, tokens, wanted = said_by(name)
+    lengths, ids = np.array([tokens.shape[1], 3]), np.array([4, 0, 2])
     features, total = drafts.target_features(model, tokens, lengths)
-    ids = np.array([5, 2, 40])
     logits = np.asarray(drafts.head_logits(model, features, ids))
+    sums = jax.nn.logsumexp(jnp.asarray(wanted), axis=-1)
     for row, length in enumerate(lengths):
-        ours = logits[row, :length], total[row, :length]
-        theirs = wanted[row, :length]
-        np.testing.assert_allclose(ours[0], theirs[:, ids], atol=1e-4)
-        sums = jax.nn.logsumexp(theirs, axis=-1)
-        np.testing.assert_allclose(ours[1], sums, atol=1e-4)
-    assert not np.any(features[1, 9:]) and not np.any(total[1, 9:])
+        ours, theirs = logits[row, :length], wanted[row, :length][:, ids]
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        np.testing.assert_allclose(total[row, :length], sums[row, :length], atol=1e-4)
+    assert not np.any(features[1, 3:]) and not np.any(total[1, 3:])
 
 
-def check_layers(model, tokens, wanted, ids):
+@pytest.mark.parametrize("name", TARGETS)
+def test_layers_begin_as_the_target_s(name):
     """All layers of a target, untrained, say what the target says."""
-    count = len(model.apply.config.layers)
+    model, tokens, wanted = said_by(name)
+    count, ids = len(model.apply.config.layers), np.array([4, 0, 2])
     config = drafts.DraftConfig(kind="layers", ids=ids, num_layers=count)
     params = drafts.init_draft(jax.random.key(0), config, model)
     logits = jax.jit(drafts.draft_logits, static_argnums=1)(
         params, config, model, tokens
     )
     np.testing.assert_allclose(logits, wanted[..., ids], atol=1e-4)
-
-
-def test_layers_begin_as_the_target_s():
-    tokens = np.array([[1, 0, 3, 2], [2, 4, 0, 0]])
-    wanted = jax.jit(target().apply.score)(target().params, tokens)
-    check_layers(target(), tokens, wanted, np.array([4, 0, 2]))
-
-
-@pytest.mark.sweep
-def test_layers_begin_so_with_a_scaled_embedding_and_capped_logits():
-    check_layers(*golden("gemma2"), np.array([3, 70, 11]))
 
 
 def test_a_folder_gives_back_what_was_saved(folder):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from globalres_jax.base import Model
+from globalres_jax.base import Drafter, Model
 from globalres_jax.commands import many
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.commands.plotting import plot_accepted
@@ -31,7 +31,6 @@ from globalres_jax.decoding.program import plan
 from globalres_jax.decoding.request import check_least, check_room
 from globalres_jax.decoding.stream import compile_stream
 from globalres_jax.draft_laws import BY_NAME as LAWS
-from globalres_jax.drafters.prompt_lookup import PromptLookup
 from globalres_jax.interruption import postponed
 from globalres_jax.planning import kept_in, learn, observe, parse_shape
 from globalres_jax.planning.store import VARIABLE
@@ -53,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--draft",
-        help="likewise, or layers:0-11 (some of the target's layers), or prompt-lookup;"
-        " by default embedded-draft for embedded, else prompt-lookup",
+        help="likewise, or a draft made for the target (its folder, or a shipped one's"
+        " name), layers:0-11 (some of the target's layers), or prompt-lookup; by"
+        " default embedded-draft for embedded, else prompt-lookup",
     )
     parser.add_argument(
         "--dtype",
@@ -245,7 +245,7 @@ def _prompt_tokens(args: argparse.Namespace, target: Model) -> list[int]:
 def _planned(
     args: argparse.Namespace,
     target: Model,
-    draft: Model | PromptLookup | None,
+    draft: Model | Drafter | None,
     config: SpeculativeConfig,
     tokens: list[int],
 ) -> TimedGeneration:
@@ -270,7 +270,7 @@ def _planned(
 def _timed(
     args: argparse.Namespace,
     target: Model,
-    draft: Model | PromptLookup | None,
+    draft: Model | Drafter | None,
     config: SpeculativeConfig,
     tokens: list[int],
 ) -> TimedGeneration:
@@ -287,7 +287,7 @@ def _timed(
 def _streamed(
     args: argparse.Namespace,
     target: Model,
-    draft: Model | PromptLookup | None,
+    draft: Model | Drafter | None,
     config: SpeculativeConfig,
     tokens: list[int],
 ) -> TimedGeneration:
@@ -318,7 +318,7 @@ def _streamed(
 def _request(
     args: argparse.Namespace,
     target: Model,
-    draft: Model | PromptLookup | None,
+    draft: Model | Drafter | None,
     config: SpeculativeConfig,
     tokens: list[int],
 ) -> tuple:

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax import models
-from globalres_jax.base import Model
-from globalres_jax.drafters.prompt_lookup import PromptLookup
+from globalres_jax.base import Drafter, Model
 from globalres_jax.models.placement import default_dtype, first_device
 
 _GIGABYTE = 1e9
@@ -55,13 +54,13 @@ class Loading:
 
 def load_measured(
     target: str, draft: str, dtype=None
-) -> tuple[Model, Model | PromptLookup, Loading]:
+) -> tuple[Model, Model | Drafter, Loading]:
     """Loads the pair, and measures; for `dtype` see `models.load`."""
     dtype = default_dtype() if dtype is None else jnp.dtype(dtype)
     start_bytes, peak_before = _status("VmRSS"), _peak()
     start = time.perf_counter()
     pair = models.load_pair(target, draft, dtype)
-    jax.block_until_ready([getattr(model, "params", ()) for model in pair])
+    jax.block_until_ready(jax.tree.leaves(pair))
     seconds = time.perf_counter() - start
     peak = _peak()
     rose = peak is not None and peak_before is not None and peak > peak_before
