@@ -17,7 +17,8 @@ from decode import PROMPTS
 import globalres_jax as gr
 from globalres_jax.base import Array, Model
 from globalres_jax.cache import prefill
-from globalres_jax.decoding import step
+from globalres_jax.decoding import scoring, step
+from globalres_jax.decoding.state import Request
 from globalres_jax.drafters import as_drafter
 from globalres_jax.numerics.rows import on_platform
 from globalres_jax.tree import TokenTree
@@ -117,10 +118,10 @@ def _read(target, drafter, tokens, lengths, capacity: int):
 
 
 @jax.jit
-def _draw(request: step.Request, keys: Array, cache, state):
+def _draw(request: Request, keys: Array, cache, state):
     with on_platform(jax.default_backend()):
         proposal, _ = step.propose(keys, state, request)
-        logits, _ = step.score(cache, proposal.tokens, request)
+        logits, _ = scoring.score(cache, proposal.tokens, request)
         p = request.options.to_probabilities(logits)
         return proposal.tokens, p, proposal.laws
 
@@ -139,7 +140,7 @@ def trees(
     capacity = found.tokens.shape[1] + tree.num_nodes
     for first in range(0, len(found.lengths) - args.batch + 1, args.batch):
         rows = slice(first, first + args.batch)
-        request = step.Request(
+        request = Request(
             target=target,
             drafter=as_drafter(draft),
             options=config.sampling.for_rows(args.batch),

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 
 import globalres_jax as gr
 from globalres_jax.commands.loading import load_measured
-from globalres_jax.decoding import step
+from globalres_jax.decoding import scoring, step
 from globalres_jax.decoding.options import broken_rows
-from globalres_jax.decoding.step import Request, StepState, first_state
+from globalres_jax.decoding.state import Request, StepState, first_state
 from globalres_jax.drafters import as_drafter
 from globalres_jax.numerics.rows import on_platform
 from globalres_jax.tree import tree_mask
@@ -74,7 +74,7 @@ def pieces(request: Request) -> dict[str, Callable]:
 
     def target_call(state, made):
         made = others(made)
-        logits, cache = step.score(state.cache, made["proposal"].tokens, request)
+        logits, cache = scoring.score(state.cache, made["proposal"].tokens, request)
         return state._replace(cache=cache), made | {"logits": barrier(logits)}
 
     def draft_calls(state, made):
@@ -100,7 +100,7 @@ def pieces(request: Request) -> dict[str, Callable]:
         keys = step.step_keys(state.keys, state.steps)[0]
         policy = FixedPolicy(request.target.vocab_size)
         proposal, draft = request.drafter.propose(keys, state.draft, tree, policy)
-        logits, cache = step.score(state.cache, proposal.tokens, request)
+        logits, cache = scoring.score(state.cache, proposal.tokens, request)
         state = state._replace(cache=cache, draft=draft, steps=state.steps + 1)
         return state, made | {"kept": barrier(logits)[:, 0, 0]}
 
@@ -191,7 +191,7 @@ def main() -> None:
         with on_platform(platform):
             keys = step.step_keys(state.keys, state.steps)
             proposal, _ = step.propose(keys[0], state.draft, request)
-            logits, _ = step.score(state.cache, proposal.tokens, request)
+            logits, _ = scoring.score(state.cache, proposal.tokens, request)
             broken = broken_rows(logits)
             walk, _ = step.verify(keys[1], proposal, logits, broken, request)
         made = {"proposal": proposal, "logits": logits, "broken": broken}

@@ -24,7 +24,8 @@ from jax.experimental import topologies
 
 import globalres_jax as gr
 from globalres_jax.cache import init_cache
-from globalres_jax.decoding.step import Request, decode_step, first_state
+from globalres_jax.decoding.state import Request, first_state
+from globalres_jax.decoding.step import decode_step
 from globalres_jax.drafters import as_drafter
 from globalres_jax.transport.layer_drafts import SingleDrafts
 from globalres_jax.transport.layer_plan import solve_layer

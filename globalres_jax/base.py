@@ -246,12 +246,14 @@ class Walk(NamedTuple):
       next_token: [] the token emitted after them.
       optimum: [D] the optimal acceptance rate at each node visited, by depth, 0
         elsewhere; None from a rule that does not know it.
+      expected: [] the mean of `accept_length`, given the drafted tree; likewise.
     """
 
     nodes: Array
     accept_length: Array
     next_token: Array
     optimum: Array | None = None
+    expected: Array | None = None
 
 
 class TargetRows(Protocol):

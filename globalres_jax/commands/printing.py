@@ -24,6 +24,7 @@ class TimedGeneration:
       failed: whether it ended because the target's logits said nothing.
       finish_reason: "stop", "length" or "failed"; None if it was interrupted.
       counts: as they were counted.
+      accepted_lengths: drafted tokens of the text, step by step.
       metrics: plain numbers and lists.
       scores: its log-probabilities, if there are any.
     """
@@ -43,6 +44,7 @@ class TimedGeneration:
         self._text = None if result.texts is None else result.texts[0]
         self.scores = scores_of(result, length)
         self.counts = result.metrics
+        self.accepted_lengths = result.accepted_lengths()[0]
         self.metrics = plain_numbers(result.metrics)
         self.metrics["tokens_per_second"] = length / running
         self.metrics["seconds_with_compilation"] = compiling + running
@@ -100,6 +102,7 @@ def as_json(tokenizer, asked: str, results: dict, prompt: Sequence[int]) -> dict
             "num_tokens": len(result.tokens),
             "finish_reason": result.finish_reason,
             "failed": result.failed,
+            "accepted_lengths": result.accepted_lengths,
             "metrics": result.metrics,
         }
         if result.scores is not None:

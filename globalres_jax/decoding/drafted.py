@@ -13,14 +13,9 @@ from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.decoding.program import as_program
 from globalres_jax.decoding.progress import STATIC
-from globalres_jax.decoding.step import (
-    Request,
-    as_asked,
-    first_state,
-    propose,
-    score_as_read,
-    step_keys,
-)
+from globalres_jax.decoding.scoring import as_asked, score_as_read
+from globalres_jax.decoding.state import Request, first_state
+from globalres_jax.decoding.step import propose, step_keys
 from globalres_jax.numerics.rows import on_platform
 
 

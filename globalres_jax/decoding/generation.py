@@ -11,7 +11,7 @@ from globalres_jax.base import Array
 from globalres_jax.decoding.buckets import first_columns
 from globalres_jax.decoding.emission import TextBuffer
 from globalres_jax.decoding.metrics import Metrics
-from globalres_jax.decoding.step import StepState
+from globalres_jax.decoding.state import StepState
 
 
 class Generation(NamedTuple):
@@ -72,6 +72,20 @@ class Generation(NamedTuple):
         """The tokens of each row, on the host."""
         pairs = zip(np.asarray(self.tokens), np.asarray(self.lengths), strict=True)
         return [row[:length] for row, length in pairs]
+
+    def accepted_lengths(self) -> list[list[int]]:
+        """For each row how many drafted tokens of each step are in its text.
+
+        A step adds what it accepted and one token of the target's own; an end or a cap
+        may have cut the last step's. On the host.
+        """
+        found = []
+        for own, size in zip(~np.asarray(self.from_draft), self.lengths, strict=True):
+            ends = np.flatnonzero(own[: int(size)])
+            steps = np.diff(ends, prepend=-1) - 1
+            left = int(size) - 1 - (ends[-1] if len(ends) else -1)
+            found.append([*steps.tolist(), left] if left else steps.tolist())
+        return found
 
     def cut(
         self, lengths: np.ndarray, stopped: np.ndarray, texts: list[str], filler: int

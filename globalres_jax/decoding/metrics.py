@@ -26,6 +26,8 @@ class Metrics(NamedTuple):
       reached_per_position: [B, D] steps whose walk reached this depth.
       optimum_sum: [B] sum of the optimal acceptance rates at the nodes reached; NaN
         where nobody computed them (see `SpeculativeConfig.measure_optimum`).
+      expected_sum: [B] sum over steps of the number of accepted tokens that the rule
+        expected, given the drafts; NaN where it does not say. `LayerResolution` does.
     """
 
     num_spec_steps: Array
@@ -34,6 +36,7 @@ class Metrics(NamedTuple):
     acceptance_histogram: Array
     reached_per_position: Array
     optimum_sum: Array
+    expected_sum: Array
 
     @property
     def mean_acceptance_length(self) -> Array:
@@ -68,10 +71,19 @@ class Metrics(NamedTuple):
         reached = jnp.sum(self.reached_per_position, axis=1)
         return self.optimum_sum / jnp.maximum(reached, 1)
 
+    @property
+    def expected_acceptance_length(self) -> Array:
+        """[B] what the rule expected of `mean_acceptance_length`: with less noise.
+
+        NaN where it does not say.
+        """
+        return 1 + self.expected_sum / jnp.maximum(self.num_spec_steps, 1)
+
 
 #: What `described` gives.
 _NAMES = (
     "mean_acceptance_length",
+    "expected_acceptance_length",
     "acceptance_rate",
     "optimal_acceptance_rate",
     "draft_acceptance_rate",
@@ -129,6 +141,7 @@ def empty_metrics(batch: int, depth: int) -> Metrics:
         jnp.zeros((batch, depth + 1), jnp.int32),
         jnp.zeros((batch, depth), jnp.int32),
         jnp.zeros(batch, jnp.float32),
+        jnp.zeros(batch, jnp.float32),
     )
 
 
@@ -168,4 +181,6 @@ def count_step(
         metrics.reached_per_position + reached,
         metrics.optimum_sum
         + jnp.sum(jnp.where(reached, optimum, 0), axis=1).astype(jnp.float32),
+        metrics.expected_sum
+        + jnp.where(with_drafts, walk.expected, 0).astype(jnp.float32),
     )

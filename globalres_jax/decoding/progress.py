@@ -7,12 +7,8 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array
 from globalres_jax.decoding.emission import TextBuffer, empty_text
-from globalres_jax.decoding.step import (
-    Request,
-    StepState,
-    decode_step,
-    first_state,
-)
+from globalres_jax.decoding.state import Request, StepState, first_state
+from globalres_jax.decoding.step import decode_step
 from globalres_jax.numerics.rows import with_types_of
 
 #: What goes from step to step: the state, and the text so far.

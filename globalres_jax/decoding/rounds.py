@@ -21,14 +21,14 @@ from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.emission import TextBuffer, empty_text
 from globalres_jax.decoding.metrics import empty_metrics
 from globalres_jax.decoding.options import SamplingOptions
-from globalres_jax.decoding.step import (
+from globalres_jax.decoding.state import (
     Request,
     StepState,
-    decode_step,
     first_state,
     read_prompts,
     reads_features,
 )
+from globalres_jax.decoding.step import decode_step
 from globalres_jax.drafters import NoDrafts
 from globalres_jax.numerics.rows import on_platform, with_types_of
 from globalres_jax.sharding import gather

@@ -11,129 +11,29 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from globalres_jax.base import (
     Array,
     Cache,
-    Drafter,
     Emitted,
     Model,
     Proposal,
     State,
     Walk,
 )
-from globalres_jax.cache import prefill, prefill_with_features
-from globalres_jax.decoding.config import SampledPolicy, SpeculativeConfig
+from globalres_jax.decoding.config import SampledPolicy
 from globalres_jax.decoding.emission import Ending, emit, with_features
 from globalres_jax.decoding.log_probabilities import LogProbabilities, of_emitted
-from globalres_jax.decoding.metrics import Metrics, count_step, empty_metrics
-from globalres_jax.decoding.options import FilteredRows, SamplingOptions, broken_rows
+from globalres_jax.decoding.metrics import count_step
+from globalres_jax.decoding.options import FilteredRows
 from globalres_jax.decoding.penalties import (
     TextCounts,
-    adjusted,
-    count_text,
-    paths_of,
 )
+from globalres_jax.decoding.scoring import as_asked, score_as_read
+from globalres_jax.decoding.state import Request, StepState
 from globalres_jax.numerics.rows import known_platform, map_rows
-from globalres_jax.tree import tree_mask
+from globalres_jax.tree import TokenTree
 from globalres_jax.tree_verifiers import optimum_along
-
-
-class StepState(NamedTuple):
-    """What one step needs of the steps before it.
-
-    Attributes:
-      keys: [B] random key of each row.
-      steps: [B] number of steps that each row has taken.
-      budget: [B] tokens that each row may still emit; 0 where it has ended.
-      failed: [B] bool, whether it has ended because the target's logits were broken.
-      stopped: [B] bool, whether it has ended with an end token.
-      cache: the target's; all of the text but its last token.
-      draft: the drafter's state.
-      metrics: counts.
-      counts: of the text, with its last token; None where no option asks for them.
-    """
-
-    keys: Array
-    steps: Array
-    budget: Array
-    failed: Array
-    stopped: Array
-    cache: Cache
-    draft: State
-    metrics: Metrics
-    counts: TextCounts | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What stays the same from step to step.
-
-    Attributes:
-      target: the model whose distribution the text has.
-      drafter: where drafts come from.
-      options: sampling options, arrays [B].
-      ends: [B, E] tokens that end a row, -1 for none.
-      config: all that fixes the program.
-    """
-
-    target: Model
-    drafter: Drafter
-    options: SamplingOptions
-    ends: Array
-    config: SpeculativeConfig = dataclasses.field(metadata={"static": True})
-
-
-def first_state(
-    request: Request,
-    keys: Array,
-    prompts: Array,
-    lengths: Array,
-    budget: Array,
-    capacity: int,
-) -> StepState:
-    """The state before the first step: target and drafter have read the prompts.
-
-    Args:
-      request: what is asked for.
-      keys: [B] random key of each row.
-      prompts: [B, P] tokens, padded on the right.
-      lengths: [B] tokens of each prompt.
-      budget: [B] most tokens that each row may emit.
-      capacity: slots of the caches.
-    """
-    batch, vocab_size = len(prompts), request.target.vocab_size
-    models = request.target, request.drafter
-    cache, draft = read_prompts(*models, prompts, lengths, capacity)
-    return StepState(
-        keys=keys,
-        steps=jnp.zeros(batch, jnp.int32),
-        budget=budget,
-        failed=jnp.zeros(batch, bool),
-        stopped=jnp.zeros(batch, bool),
-        cache=cache,
-        draft=draft,
-        metrics=empty_metrics(batch, request.config.token_tree.depth),
-        counts=count_text(request.options, prompts, lengths, vocab_size),
-    )
-
-
-def reads_features(drafter: Drafter) -> bool:
-    """Whether a drafter reads the target's features, see `base.Drafter`."""
-    return getattr(drafter, "reads_features", False)
-
-
-def read_prompts(
-    target: Model, drafter: Drafter, prompts: Array, lengths: Array, capacity: int
-) -> tuple[Cache, State]:
-    """The target's cache and the drafter's state; for the arrays see `first_state`."""
-    rows = prompts, lengths, capacity
-    if not reads_features(drafter):
-        return prefill(target, *rows), drafter.start(*rows)
-    cache, features = prefill_with_features(target, *rows)
-    return cache, drafter.start(*rows, features)
 
 
 def decode_step(
@@ -253,59 +153,6 @@ def _padded(values: Array, size: int) -> Array:
     return jnp.pad(values, ((0, 0), (0, max(0, size - values.shape[1]))))
 
 
-def score(cache: Cache, tokens: Array, request: Request) -> tuple[Array, Cache]:
-    """2. Logits [B, N, V] after every node [B, N], from one call of the target.
-
-    The tree then lies in the cache behind the text, whose length stays what it was.
-    """
-    target, places = request.target, _places(cache, request)
-    logits, scored = target.apply(target.params, tokens, *places)
-    return logits, scored.with_length(cache.length)
-
-
-def score_as_read(
-    cache: Cache, tokens: Array, request: Request
-) -> tuple[Array, Array | None, Cache]:
-    """`score`, with the features [B, N, F] of the nodes where the drafter reads them.
-
-    None where it does not.
-    """
-    if not reads_features(request.drafter):
-        logits, cache = score(cache, tokens, request)
-        return logits, None, cache
-    target, places = request.target, _places(cache, request)
-    apply = target.apply.with_features
-    logits, features, scored = apply(target.params, tokens, *places)
-    return logits, features, scored.with_length(cache.length)
-
-
-def _places(cache: Cache, request: Request) -> tuple[Array, Cache, Array]:
-    """Positions [B, N] of the tree's nodes, the cache, and what each node sees."""
-    tree, base = request.config.token_tree, cache.length
-    mask = tree_mask(tree, np.arange(tree.num_nodes), base, cache.capacity)
-    return base[:, None] + jnp.asarray(tree.depths)[None, :], cache, mask
-
-
-def as_asked(
-    logits: Array, tokens: Array, counts: TextCounts | None, request: Request
-) -> tuple[Array, Array]:
-    """Logits [B, N, V] after bias and penalties, and which rows are broken [B, N].
-
-    Args:
-      logits: [B, N, V] of the target after every node.
-      tokens: [B, N] at the nodes.
-      counts: of the text.
-      request: what is asked for.
-    """
-    broken = broken_rows(logits)
-    if not request.options.changes_logits:
-        return logits, broken
-    paths = paths_of(request.config.token_tree, tokens)
-    asked = adjusted(logits, paths, request.options, counts, request.ends)
-    # Of what a model allows the options may forbid all.
-    return asked, broken | broken_rows(asked)
-
-
 def verify(
     keys: Array, proposal: Proposal, logits: Array, broken: Array, request: Request
 ) -> tuple[Walk, Array]:
@@ -326,9 +173,11 @@ def verify(
         def of_root(key, tokens, p, laws) -> tuple[Walk, Array]:
             rule, optimum = alone.tree_verifier, jnp.zeros(tree.depth, p.dtype)
             root = alone.token_tree, tokens[:1], p.shown_to(rule), ()
-            walk = rule.walk(key, *root)._replace(optimum=None)
-            nodes = jnp.zeros(tree.depth, walk.nodes.dtype)
-            return walk._replace(nodes=nodes), optimum
+            walk = rule.walk(key, *root)
+            walk = walk._replace(
+                nodes=jnp.zeros(tree.depth, walk.nodes.dtype), expected=optimum.sum()
+            )
+            return _complete(walk, tree, p.dtype), optimum
 
         return jax.lax.cond(drafted, of_tree, of_root, key, tokens, p, laws)
 
@@ -340,7 +189,7 @@ def verify(
             optimum = walk.optimum
         else:
             optimum = jnp.full(tree.depth, jnp.nan, p.dtype)
-        return walk._replace(optimum=None), optimum
+        return _complete(walk, tree, p.dtype), optimum
 
     arrays = keys, *proposal
     if not by_columns(request.target):
@@ -359,6 +208,14 @@ def verify(
 
     index = jnp.arange(len(keys))
     return map_rows(from_columns, *arrays, index, broken, request.options)
+
+
+def _complete(walk: Walk, tree: TokenTree, dtype) -> Walk:
+    """A walk without its optimum; its expected length is NaN if it is not known."""
+    expected = walk.expected
+    if expected is None:
+        expected = jnp.full((), jnp.nan if tree.depth else 0)
+    return walk._replace(optimum=None, expected=expected.astype(dtype))
 
 
 def by_columns(target: Model) -> bool:

@@ -17,7 +17,7 @@ from globalres_jax.decoding.generation import Generation, as_generation
 from globalres_jax.decoding.options import SamplingOptions
 from globalres_jax.decoding.program import Program, as_program
 from globalres_jax.decoding.progress import STATIC, advance, begin
-from globalres_jax.decoding.step import Request, StepState
+from globalres_jax.decoding.state import Request, StepState
 from globalres_jax.decoding.stop_strings import WatchedText
 from globalres_jax.numerics.rows import on_platform
 from globalres_jax.sharding import gather

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 from globalres_jax.base import Array, Cache, Emitted, Proposal, State
 from globalres_jax.cache import prefill_with_features
-from globalres_jax.decoding import step
+from globalres_jax.decoding import scoring, step
 from globalres_jax.decoding.config import SampledPolicy
 from globalres_jax.decoding.options import OF_TEXT, FilteredRows
 from globalres_jax.decoding.penalties import TextCounts, count_text
-from globalres_jax.decoding.step import Request
+from globalres_jax.decoding.state import Request, read_prompts, reads_features
 from globalres_jax.numerics import categorical
 from globalres_jax.numerics.rows import map_rows, on_platform
 from globalres_jax.tree_verifiers import expected_by_level
@@ -37,10 +37,10 @@ def start(target, drafter, options, prompts, lengths, capacity: int, platform):
     The feature [B, 1, F] is of no token, and None where the drafter reads none.
     """
     with on_platform(platform):
-        cache, state = step.read_prompts(target, drafter, prompts, lengths, capacity)
+        cache, state = read_prompts(target, drafter, prompts, lengths, capacity)
         counts = count_text(options, prompts, lengths, target.vocab_size)
         feature = None
-        if step.reads_features(drafter):
+        if reads_features(drafter):
             rows = target, prompts, lengths, capacity
             like = jax.eval_shape(lambda: prefill_with_features(*rows)[1])
             feature = jnp.zeros((len(lengths), 1, like.shape[-1]), like.dtype)
@@ -124,7 +124,7 @@ def score(
     def score(cache: Cache, tokens: Array):
         path = jnp.zeros((len(tokens), tree.depth), jnp.int32)
         cache = cache.keep_path(cache.length, path, count)
-        logits, features, cache = step.score_as_read(cache, tokens, request)
+        logits, features, cache = scoring.score_as_read(cache, tokens, request)
         turned = step.by_columns(request.target)
         logits = jnp.moveaxis(logits, -1, 0) if turned else logits
         return logits, None if features is None else features[:, :1], cache
@@ -171,7 +171,7 @@ def accept(
         arrays = which, own, drawn.tokens, drawn.laws, request.options
         turned = step.by_columns(request.target)
         rows = jnp.moveaxis(seen, 0, -1) if turned else seen
-        asked, broken = step.as_asked(rows, drawn.tokens, counts, request)
+        asked, broken = scoring.as_asked(rows, drawn.tokens, counts, request)
         asked = jnp.moveaxis(asked, -1, 0) if turned else asked
         return map_rows(lambda *own: row(*own, asked, broken), *arrays)
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from globalres_jax.base import Array, Cache
-from globalres_jax.decoding.step import Request
+from globalres_jax.decoding.state import Request
 from globalres_jax.planning import parts
 from globalres_jax.planning.draws import Draws
 from globalres_jax.planning.reweighting import can_be_redrawn, look_closer

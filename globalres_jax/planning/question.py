@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from globalres_jax.base import Array, Drafter, Model
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.options import SamplingOptions
-from globalres_jax.decoding.step import Request
+from globalres_jax.decoding.state import Request
 from globalres_jax.draft_laws import BY_NAME as LAWS
 from globalres_jax.draft_laws import IID
 from globalres_jax.planning.draws import Draws

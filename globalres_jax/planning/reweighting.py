@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, Proposal
-from globalres_jax.decoding import step
+from globalres_jax.decoding import scoring, step
 from globalres_jax.decoding.options import FilteredRows
 from globalres_jax.decoding.penalties import TextCounts
-from globalres_jax.decoding.step import Request
+from globalres_jax.decoding.state import Request
 from globalres_jax.draft_laws import BY_NAME, IID
 from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.rows import map_rows, on_platform
@@ -108,7 +108,7 @@ def look_closer(
     with on_platform(platform):
         turned = step.by_columns(request.target)
         rows = jnp.moveaxis(logits, 0, -1) if turned else logits
-        asked = step.as_asked(rows, proposal.tokens, counts, request)
+        asked = scoring.as_asked(rows, proposal.tokens, counts, request)
         arrays = proposal.tokens, proposal.laws, request.options
         return map_rows(row, *arrays, *asked)
 

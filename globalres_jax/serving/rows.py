@@ -14,7 +14,7 @@ from globalres_jax.decoding.emission import TextBuffer
 from globalres_jax.decoding.generation import Generation, as_generation
 from globalres_jax.decoding.program import Program
 from globalres_jax.decoding.progress import STATIC, advance, begin
-from globalres_jax.decoding.step import Request, StepState
+from globalres_jax.decoding.state import Request, StepState
 from globalres_jax.numerics.rows import on_platform
 from globalres_jax.sharding import place_rows
 

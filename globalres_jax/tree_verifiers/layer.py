@@ -145,7 +145,8 @@ class LayerResolution:
         place = categorical.draw(numbers[-2], flow.left[level])
         node = jnp.asarray(plan.nodes)[level, place]
         token = categorical.draw(numbers[-1], flow.residuals.row(tree, held, p, node))
-        return Walk(jnp.asarray(plan.path)[node], level, token)
+        expected = jnp.sum(flow.expected)
+        return Walk(jnp.asarray(plan.path)[node], level, token, expected=expected)
 
     def weights(
         self, tree: TokenTree, tokens: Array, p: TargetRows, laws: tuple

@@ -230,18 +230,18 @@ class Log:
         self._path = path
         self._lines = []
         if path.is_file():
-            self._lines = [json.loads(line) for line in path.read_text().splitlines()]
+            self._lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
     def cut(self, step: int) -> None:
         """Forgets what came after a step."""
         self._lines = [line for line in self._lines if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        self._path.write_text(text)
+        self._path.write_text(text, "utf-8")
 
     def add(self, line: dict) -> None:
         """Writes a line."""
         self._lines.append(line)
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def looks(self) -> list[dict]:

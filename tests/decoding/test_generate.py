@@ -1,4 +1,4 @@
-"""Text is exactly the target's: through the real loop, batched and ragged."""
+"""Ends, caps, rows, options and counts of `generate`, and requests that it refuses."""
 
 import dataclasses
 import itertools
@@ -9,173 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from loaded import DATA, LENGTH, prefill
-from mutants import ResidualFromTarget
+from markov_pairs import (
+    CONFIGS,
+    TARGET,
+    TEMPERATURE,
+    three_tokens,
+    transition,
+)
 from scipy import stats
 from scipy.special import log_softmax
 
 import globalres_jax as gr
 from globalres_jax import models
-from globalres_jax.base import Model
-from globalres_jax.decoding import loop, step
+from globalres_jax.decoding import loop
 from globalres_jax.decoding.request import end_tokens
 from globalres_jax.verifiers import (
-    GlobalResolution,
-    GreedyDraft,
     RecursiveRejection,
     SingleDraft,
 )
 
-TEMPERATURE = 1.5
-ROWS = 3000
-
-
-def transition(seed: int, vocab_size: int = 3) -> np.ndarray:
-    return np.random.default_rng(seed).dirichlet(np.full(vocab_size, 0.7), vocab_size)
-
-
-TARGET, DRAFT = transition(0), transition(1)
-
-
-@pytest.fixture(scope="module")
-def pair() -> tuple[Model, Model]:
-    return tuple(
-        gr.testing.markov_model(jnp.asarray(x, jnp.float32)) for x in (TARGET, DRAFT)
-    )
-
-
-def three_tokens(target, draft, config, rows=ROWS):
-    """Three tokens after two ragged prompts, each a half of the rows."""
-    half = rows // 2
-    prompts = np.array([[1, 0, 0, 0]] * half + [[2, 1, 0, 2]] * half)
-    lengths = np.array([1] * half + [4] * half)
-    return gr.generate(
-        jax.random.key(0), target, draft, prompts, lengths, config, max_new_tokens=3
-    )
-
-
-def worst_chi_square_p_value(pair, config, rows=ROWS) -> float:
-    """Joint law of three tokens after two prompts, against the target's."""
-    result, half = three_tokens(*pair, config, rows), rows // 2
-    chain = TARGET ** (1 / TEMPERATURE)
-    chain = chain / chain.sum(1, keepdims=True)
-    p_values = []
-    for part, start in ((slice(0, half), 1), (slice(half, None), 2)):
-        text = np.asarray(result.tokens[part])
-        seen = np.bincount(text @ [9, 3, 1], minlength=27)
-        law = chain[start][:, None, None] * chain[:, :, None] * chain[None]
-        p_values.append(stats.chisquare(seen, half * law.reshape(-1)).pvalue)
-    return min(p_values)
-
-
-#: Two-sided probability of 5 standard errors.
-FIVE_SIGMA = 5.7e-7
-
-CONFIGS = {
-    "global": gr.SpeculativeConfig(
-        num_drafts=2,
-        draft_length=2,
-        temperature=TEMPERATURE,
-        verifier=GlobalResolution(),
-    ),
-    "recursive": gr.SpeculativeConfig(
-        num_drafts=3,
-        draft_length=2,
-        temperature=TEMPERATURE,
-        verifier=RecursiveRejection(),
-        measure_optimum=False,
-    ),
-    "single": gr.SpeculativeConfig(
-        num_drafts=1,
-        draft_length=3,
-        temperature=TEMPERATURE,
-        verifier=SingleDraft(),
-        measure_optimum=False,
-    ),
-    "ragged, different drafts": gr.SpeculativeConfig(
-        tree=gr.tree.from_parents([-1, 0, 0, 1, 1, 2]),
-        law=(gr.IID, gr.WithoutReplacement),
-        verifier=RecursiveRejection(),
-        temperature=TEMPERATURE,
-    ),
-    "ragged, likeliest first": gr.SpeculativeConfig(
-        tree=gr.tree.from_parents([-1, 0, 0, 1, 1, 2]),
-        law=gr.TopPlusSample,
-        verifier=GreedyDraft(),
-        temperature=TEMPERATURE,
-        measure_optimum=False,
-    ),
-    "plain": gr.SpeculativeConfig(draft_length=0, temperature=TEMPERATURE),
-}
 #: Where the rule does not matter, one that compiles fast.
 CHEAP = gr.SpeculativeConfig(
     num_drafts=2, draft_length=2, verifier=RecursiveRejection(), measure_optimum=False
 )
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.sweep) if "likeliest" in name else name
-        for name in CONFIGS
-    ],
-)
-def test_joint_law_of_three_tokens(pair, name):
-    assert worst_chi_square_p_value(pair, CONFIGS[name]) > 1e-3
-
-
-def of_its_own(name: str, pad_id: int) -> gr.SpeculativeConfig:
-    """One of `CONFIGS`, padded in a way of its own: nobody shares a patched program."""
-    return dataclasses.replace(CONFIGS[name], pad_id=pad_id)
-
-
-def test_mutant_one_key_for_draft_and_verification(pair, monkeypatch):
-    config = of_its_own("single", -2)
-
-    def reused(keys, steps):
-        keys = jax.vmap(jax.random.fold_in)(keys, steps)
-        return keys, keys
-
-    monkeypatch.setattr(step, "step_keys", reused)
-    with pytest.raises(jax.errors.KeyReuseError):
-        worst_chi_square_p_value(pair, config)
-    with jax.debug_key_reuse(False):
-        assert worst_chi_square_p_value(pair, config) < FIVE_SIGMA
-
-
-@pytest.mark.sweep  # enumerated for single positions and for trees anyway
-def test_mutant_residual_from_the_target(pair):
-    rule = ResidualFromTarget()
-    config = dataclasses.replace(
-        CONFIGS["global"], verifier=rule, measure_optimum=False
-    )
-    assert worst_chi_square_p_value(pair, config) < FIVE_SIGMA
-
-
-def test_mutant_bonus_token_without_temperature(pair, monkeypatch):
-    honest = step.score
-
-    def cold_leaves(cache, tokens, request):
-        logits, cache = honest(cache, tokens, request)
-        leaves = request.config.token_tree.num_children == 0
-        # The temperature divides them again.
-        return jnp.where(leaves[None, :, None], TEMPERATURE * logits, logits), cache
-
-    monkeypatch.setattr(step, "score", cold_leaves)
-    config = of_its_own("recursive", -2)
-    assert worst_chi_square_p_value(pair, config, 6000) < FIVE_SIGMA
-
-
-def test_mutant_draft_law_that_was_not_sampled(pair, monkeypatch):
-    honest = step.propose
-
-    def claims_flat_rows(*args):
-        proposal, state = honest(*args)
-        flat = jax.tree.map(lambda q: jnp.full_like(q, 1 / q.shape[-1]), proposal.laws)
-        return proposal._replace(laws=flat), state
-
-    monkeypatch.setattr(step, "propose", claims_flat_rows)
-    config = of_its_own("recursive", -3)
-    assert worst_chi_square_p_value(pair, config) < FIVE_SIGMA
 
 
 def greedy(table: np.ndarray, start: int, length: int) -> list[int]:
@@ -350,6 +206,21 @@ def test_metrics_add_up(pair):
     rate = float(m.num_accepted_draft_tokens.sum()) / reached
     optimum = float(m.optimum_sum.sum()) / reached
     assert abs(rate - optimum) <= 5 * np.sqrt(optimum * (1 - optimum) / reached)
+
+
+def test_steps_accept_what_the_rule_expects(pair):
+    config = gr.SpeculativeConfig(num_drafts=2, draft_length=2)
+    result = three_tokens(*pair, config)
+    m = jax.tree.map(np.asarray, result.metrics)
+    surplus = m.num_accepted_draft_tokens - m.expected_sum
+    error = surplus.std() / np.sqrt(len(surplus))
+    assert abs(surplus.mean()) <= 5 * error < 0.1
+    for row, lengths in enumerate(result.accepted_lengths()):
+        assert len(lengths) == m.num_spec_steps[row]
+        assert sum(lengths) == result.from_draft[row].sum()
+    plain = three_tokens(*pair, dataclasses.replace(config, draft_length=0))
+    assert not np.asarray(plain.metrics.expected_sum).any()
+    assert plain.accepted_lengths() == [[0, 0, 0]] * len(surplus)
 
 
 def test_options_may_differ_from_row_to_row(pair):

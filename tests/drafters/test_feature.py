@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 import globalres_jax as gr
 from globalres_jax import cache
 from globalres_jax.decoding import step
+from globalres_jax.decoding.state import Request, first_state
 from globalres_jax.models import drafts
 from globalres_jax.models.decoder import DecoderFn
 
@@ -130,12 +131,12 @@ def test_what_is_drafted_from_is_what_was_trained(monkeypatch):
     options = options.for_rows(2)
     # Two children of the root, one of the second, and one of that.
     shape = config_of(gr.tree.from_parents([-1, 0, 0, 2, 3]), CHEAP)
-    request = step.Request(target(), drafter, options, ends, shape)
+    request = Request(target(), drafter, options, ends, shape)
 
     @jax.jit
     def begin():
         keys, budget = jax.random.split(jax.random.key(1), 2), jnp.array([3, 20])
-        return step.first_state(request, keys, PROMPTS, LENGTHS, budget, 40)
+        return first_state(request, keys, PROMPTS, LENGTHS, budget, 40)
 
     @jax.jit
     def advance(state):

@@ -179,6 +179,7 @@ def test_measured_once_and_learned_from_what_was_decoded(machine):
             acceptance_histogram=np.zeros(2),
             reached_per_position=np.zeros(2),
             optimum_sum=np.zeros(2),
+            expected_sum=np.zeros(2),
         ),
     )
     gr.planning.observe(first, counts)
