@@ -230,7 +230,8 @@ class Log:
         self._path = path
         self._lines = []
         if path.is_file():
-            self._lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            lines = path.read_text("utf-8").splitlines()
+            self._lines = [json.loads(line) for line in lines]
 
     def cut(self, step: int) -> None:
         """Forgets what came after a step."""
