@@ -73,6 +73,19 @@ def float64(both_precisions):
     return np.float64
 
 
+@pytest.fixture(scope="module")
+def pair():
+    """Models of the two Markov chains that whole texts are tested with."""
+    import jax.numpy as jnp
+    from markov_pairs import DRAFT, TARGET
+
+    import globalres_jax as gr
+
+    return tuple(
+        gr.testing.markov_model(jnp.asarray(x, jnp.float32)) for x in (TARGET, DRAFT)
+    )
+
+
 def distributions(vocab_size: int, seed: int, count: int):
     """Random pairs (p, q) of every sparsity, some entries exactly zero."""
     rng = np.random.default_rng(seed)

@@ -51,6 +51,13 @@ def test_generate_prints_one_json_object(capsys):
     assert metrics["optimal_acceptance_rate"] is None  # not measured
     assert metrics["num_accepted_draft_tokens"] + metrics["num_spec_steps"] >= 64
     assert metrics["tokens_per_second"] > 0
+    # The steps accept about what the rule expected of them.
+    accepted, steps = described["accepted_lengths"], metrics["num_spec_steps"]
+    assert len(accepted) == steps and sum(accepted) + steps in (64, 65)
+    error = np.std(accepted) / np.sqrt(steps)
+    assert 1 < metrics["expected_acceptance_length"] < 6
+    surplus = metrics["mean_acceptance_length"] - metrics["expected_acceptance_length"]
+    assert abs(surplus) <= 5 * error
 
 
 def test_generate_shows_text_and_metrics(capsys, decoding_compiled_once):

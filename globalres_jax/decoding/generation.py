@@ -83,7 +83,7 @@ class Generation(NamedTuple):
         for own, size in zip(~np.asarray(self.from_draft), self.lengths, strict=True):
             ends = np.flatnonzero(own[: int(size)])
             steps = np.diff(ends, prepend=-1) - 1
-            left = int(size) - 1 - (ends[-1] if len(ends) else -1)
+            left = int(size) - 1 - (int(ends[-1]) if len(ends) else -1)
             found.append([*steps.tolist(), left] if left else steps.tolist())
         return found
 

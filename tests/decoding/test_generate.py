@@ -192,8 +192,13 @@ def test_a_draft_equal_to_its_target_is_always_accepted(pair):
 
 
 def test_metrics_add_up(pair):
-    m = jax.tree.map(np.asarray, three_tokens(*pair, CONFIGS["global"]).metrics)
+    result = three_tokens(*pair, CONFIGS["global"])
+    m = jax.tree.map(np.asarray, result.metrics)
     np.testing.assert_array_equal(m.acceptance_histogram.sum(1), m.num_spec_steps)
+    for row, lengths in enumerate(result.accepted_lengths()):
+        assert len(lengths) == m.num_spec_steps[row]
+        assert sum(lengths) == result.from_draft[row].sum()
+    assert np.isnan(m.expected_sum).all()  # the rule does not say
     weighted = m.acceptance_histogram @ np.arange(3)
     np.testing.assert_array_equal(weighted, m.num_accepted_draft_tokens)
     np.testing.assert_array_equal(m.num_draft_tokens, 4 * m.num_spec_steps)
@@ -206,21 +211,6 @@ def test_metrics_add_up(pair):
     rate = float(m.num_accepted_draft_tokens.sum()) / reached
     optimum = float(m.optimum_sum.sum()) / reached
     assert abs(rate - optimum) <= 5 * np.sqrt(optimum * (1 - optimum) / reached)
-
-
-def test_steps_accept_what_the_rule_expects(pair):
-    config = gr.SpeculativeConfig(num_drafts=2, draft_length=2)
-    result = three_tokens(*pair, config)
-    m = jax.tree.map(np.asarray, result.metrics)
-    surplus = m.num_accepted_draft_tokens - m.expected_sum
-    error = surplus.std() / np.sqrt(len(surplus))
-    assert abs(surplus.mean()) <= 5 * error < 0.1
-    for row, lengths in enumerate(result.accepted_lengths()):
-        assert len(lengths) == m.num_spec_steps[row]
-        assert sum(lengths) == result.from_draft[row].sum()
-    plain = three_tokens(*pair, dataclasses.replace(config, draft_length=0))
-    assert not np.asarray(plain.metrics.expected_sum).any()
-    assert plain.accepted_lengths() == [[0, 0, 0]] * len(surplus)
 
 
 def test_options_may_differ_from_row_to_row(pair):

@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.special import log_softmax
 
 import globalres_jax as gr
-from globalres_jax.decoding import step
+from globalres_jax.decoding import scoring
 from globalres_jax.decoding.config import SampledPolicy
 from globalres_jax.decoding.logit_bias import LogitBias
 from globalres_jax.decoding.penalties import adjusted, count_text
@@ -184,9 +184,9 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_chunks(result):
 
 
 def test_mutant_counts_that_forget_the_path(monkeypatch):
-    honest = step.paths_of
+    honest = scoring.paths_of
     monkeypatch.setattr(
-        step, "paths_of", lambda *args: jnp.full_like(honest(*args), -1)
+        scoring, "paths_of", lambda *args: jnp.full_like(honest(*args), -1)
     )
     config = gr.SpeculativeConfig(
         tree=gr.tree.chain(2), verifier=gr.verifiers.SingleDraft(), pad_id=-2

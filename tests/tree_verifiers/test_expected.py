@@ -86,7 +86,10 @@ def test_expected_length_without_replacement(float64):
 
 @functools.partial(jax.jit, static_argnames=("rule", "tree"))
 def accepted(rule, tree, keys, target, laws):
-    """Drafts that walks of freshly drawn trees accept: one for each of `keys`."""
+    """Drafts that walks of freshly drawn trees accept, and what the rule expected.
+
+    One for each of `keys`; NaN where it does not say.
+    """
 
     def one(key):
         key_draft, key_walk = jax.random.split(key)
@@ -100,9 +103,11 @@ def accepted(rule, tree, keys, target, laws):
             above = text[group.nodes][:, None] * VOCAB_SIZE
             text = text.at[group.children].set(above + drawn)
         p = jnp.stack([target[d][text[node]] for node, d in enumerate(tree.depths)])
-        return rule.walk(key_walk, tree, tokens, p, tuple(of_nodes)).accept_length
+        walk = rule.walk(key_walk, tree, tokens, p, tuple(of_nodes))
+        said = jnp.nan if walk.expected is None else walk.expected
+        return jnp.stack([walk.accept_length, said])
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(one)(keys).T
 
 
 @pytest.mark.parametrize(
@@ -120,10 +125,15 @@ def test_expected_lengths_are_those_of_walks(rule, float64):
     p, q = similar_tables(1)
     laws = tuple(iid(q)(group.level, group.num_children) for group in PATHS.groups)
     keys = jax.random.split(jax.random.key(0), 4000)
-    lengths = np.asarray(accepted(rule, PATHS, keys, tuple(map(jnp.asarray, p)), laws))
+    target = tuple(map(jnp.asarray, p))
+    lengths, said = np.asarray(accepted(rule, PATHS, keys, target, laws))
     error = lengths.std() / np.sqrt(len(lengths))
     expected = float(expected_length(rule, PATHS, p, iid(q)))
     assert abs(lengths.mean() - expected) < 4 * error < 0.1
+    if isinstance(rule, LayerResolution):
+        assert said.std() < lengths.std()
+        error = said.std() / np.sqrt(len(said))
+        assert abs(said.mean() - expected) < 5 * error
 
 
 def test_expected_accepted_has_the_mean_of_the_accepted_lengths(float64):
