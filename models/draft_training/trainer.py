@@ -201,25 +201,39 @@ def train(
     log = Log(folder / LOG)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
-    log.cut(int(state.step))
-    seen = log.last_look()
+        log.cut(int(state.step))
+        seen = log.last_look()
+    else:
+        log.cut(-1)
+        state, seen = _look(trainer, state, held, schedule, log)
     for step in range(int(state.step), schedule.steps):
         rows = rows_of_step(step, len(lessons), schedule.batch, schedule.seed)
         state, loss = trainer.update(state, lessons.rows(rows))
         log.add({"step": step + 1, "loss": float(loss)})
         if (step + 1) % schedule.look == 0 or step + 1 == schedule.steps:
-            found = measure_all(trainer.look, state.params, held, schedule.batch)
-            seen = found.as_json()
-            length = np.float32(seen["accepted_length"])
-            if length > state.best_length:
-                # Placed as it was: else the next step is compiled anew.
-                length = jax.device_put(length, state.best_length.sharding)
-                state = state._replace(best=state.params, best_length=length)
-            log.add({"step": step + 1, **seen})
+            state, seen = _look(trainer, state, held, schedule, log)
             checkpoints.save(step + 1, state)
         report(step + 1, float(loss), seen)
     checkpoints.close()
     return state.best, log.best_look()
+
+
+def _look(
+    trainer: Trainer, state: State, held: Lessons, schedule: Schedule, log: Log
+) -> tuple[State, dict]:
+    """What the draft accepts now; it is the best if it accepts more than those before.
+
+    Where it begins counts, too: least squares may have done better than few steps do.
+    """
+    found = measure_all(trainer.look, state.params, held, schedule.batch)
+    seen = found.as_json()
+    log.add({"step": int(state.step), **seen})
+    length = np.float32(seen["accepted_length"])
+    if length > state.best_length:
+        # Placed as it was: else the next step is compiled anew.
+        length = jax.device_put(length, state.best_length.sharding)
+        state = state._replace(best=state.params, best_length=length)
+    return state, seen
 
 
 class Log:

@@ -72,7 +72,7 @@ def test_draft_is_written_with_its_card(whole, target):
 
 def test_looks_are_kept_and_the_best_is_the_draft(whole, target):
     looks = [line for line in log(whole) if "accepted_length" in line]
-    assert [line["step"] for line in looks] == [2, 4]
+    assert [line["step"] for line in looks] == [0, 2, 4]
     best = max(looks, key=lambda line: line["accepted_length"])
     card = read_draft(whole, target).card
     assert card["held_out"]["accepted_length"] == best["accepted_length"]
@@ -97,7 +97,7 @@ def test_an_interrupted_run_goes_on_to_the_same_losses(
     with monkeypatch.context() as patch:
         patch.setattr(runs, "_note", interrupt)
         assert command(out) == 130
-    assert [line["step"] for line in log(out)] == [1, 2, 2, 3]
+    assert [line["step"] for line in log(out)] == [0, 1, 2, 2, 3]
     assert command(out) == 2
     assert "holds another run" in capsys.readouterr().err
     assert command(out, "--seed", "1", "--resume") == 2
