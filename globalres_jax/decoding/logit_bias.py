@@ -67,7 +67,10 @@ class LogitBias(NamedTuple):
         return LogitBias(jnp.asarray(tokens), jnp.asarray(values))
 
     def check(self, vocab_size: int | None = None) -> None:
-        """ValueError for values that are no bias, or tokens that are none of V."""
+        """TypeError, ValueError for values that are no bias, or tokens none of V."""
+        kinds = [as_array(x, "logit_bias").dtype.kind for x in self]
+        if kinds[0] not in "iu" or kinds[1] not in "iuf":
+            raise wrong_kind("logit_bias", "integer tokens and numbers", self)
         if is_concrete(self.values):
             values = np.asarray(self.values, np.float32)
             wrong = values[~(values < np.inf)]

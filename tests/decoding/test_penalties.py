@@ -288,9 +288,9 @@ def test_options_that_contradict_the_request():
     refuses("logit_bias: expected one for each of 2 rows, got 1", logit_bias=[{1: 1}])
     arrays = LogitBias(np.array([1, 2]), np.ones(3))
     refuses("logit_bias: expected tokens and values of one shape", logit_bias=arrays)
-    arrays = LogitBias(np.array([-2]), np.ones(1))
-    with pytest.raises(ValueError, match="logit_bias: token -2 is none"):
-        gr.SamplingOptions(logit_bias=arrays)
+    for tokens, message in (([-2], "token -2 is none"), ([0.5], "expected integer t")):
+        with pytest.raises((TypeError, ValueError), match=f"logit_bias: {message}"):
+            gr.SamplingOptions(logit_bias=LogitBias(np.array(tokens), np.ones(1)))
 
 
 def test_configs_are_alike_where_options_are():
