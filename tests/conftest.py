@@ -34,8 +34,8 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-#: Where random keys are what is tested, or close to it.
-_WITH_KEYS = ("decoding", "draft_laws", "drafters", "numerics")
+#: Where random keys are what is tested, or close to it: folders and files.
+_WITH_KEYS = ("draft_laws", "drafters", "test_text_law", "test_categorical")
 
 
 def pytest_collection_finish():
@@ -48,7 +48,8 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True, scope="module")
 def keys_are_used_once(request):
     """A key used twice is an error; the check takes its part of every compilation."""
-    with jax.debug_key_reuse(request.path.parent.name in _WITH_KEYS):
+    path = request.path
+    with jax.debug_key_reuse(not {path.parent.name, path.stem}.isdisjoint(_WITH_KEYS)):
         yield
 
 

@@ -38,12 +38,14 @@ def read_out(rules, make):
             drafts = jnp.concatenate([top, others[:, None]], axis=1)
         for rule in rules:
             plan = rule.prepare(p, law)
-            total = 0.0
-            for weights, tokens in zip(UNLIKE, drafts, strict=False):
+
+            def one(weights, tokens, rule=rule, plan=plan):
                 accept, left = rule.resolve(plan, p, law, tokens)
                 size = len(accept)
-                total += jnp.sum(weights[:size] * accept) + jnp.sum(weights[2:] * left)
-            found.append(total)
+                return jnp.sum(weights[:size] * accept) + jnp.sum(weights[2:] * left)
+
+            weights = jnp.asarray(UNLIKE[: len(drafts)])
+            found.append(jnp.sum(jax.vmap(one)(weights, drafts)))
         return jnp.stack(found)
 
     return function
