@@ -148,12 +148,13 @@ class FixedPolicy:
     """A `DraftPolicy` that computes logits and draws from tokens that ignore them."""
 
     vocab_size: int
+    reads_paths: bool = False
 
     def maker(self, level: int) -> int:
         """All levels are alike."""
         return 0
 
-    def law(self, logits, level: int, num_drafts: int):
+    def law(self, logits, level: int, num_drafts: int, tokens=None, paths=None):
         """Uniform on 64 tokens."""
         lead = barrier(logits)[..., :1]
         q = jnp.where(lead > jnp.inf, 0, jnp.ones((*lead.shape[:-1], 64)) / 64)
