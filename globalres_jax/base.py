@@ -113,20 +113,6 @@ class Model:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class NewCache:
-    """`function.init_cache`, equal for equal functions.
-
-    A bound method equals only that of the same object, and a model loaded twice would
-    be compiled twice.
-    """
-
-    function: Any
-
-    def __call__(self, batch: int, length: int) -> Cache:
-        return self.function.init_cache(batch, length)
-
-
 class DraftLaw(Protocol):
     """The joint law of the tokens drafted at one position: a pytree of arrays.
 

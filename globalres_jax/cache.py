@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,20 @@ class KVCache(NamedTuple):
             move, (self.keys, self.values, self.positions)
         )
         return KVCache(keys, values, positions, base + count)
+
+
+@dataclasses.dataclass(frozen=True)
+class NewCache:
+    """`function.init_cache`, equal for equal functions.
+
+    A bound method equals only that of the same object, and a model loaded twice would
+    be compiled twice.
+    """
+
+    function: Any
+
+    def __call__(self, batch: int, length: int) -> Cache:
+        return self.function.init_cache(batch, length)
 
 
 def init_cache(

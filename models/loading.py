@@ -8,7 +8,8 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from globalres_jax.base import Model, NewCache
+from globalres_jax.base import Model
+from globalres_jax.cache import NewCache
 from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.description import Description, is_whole, shown
 from globalres_jax.models.drafts.folder import is_draft

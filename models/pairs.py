@@ -16,9 +16,9 @@ from globalres_jax.base import (
     Drafter,
     Model,
     ModelFn,
-    NewCache,
     Params,
 )
+from globalres_jax.cache import NewCache
 from globalres_jax.drafters.prompt_lookup import PromptLookup
 from globalres_jax.models.decoder import DecoderFn
 from globalres_jax.models.drafts import load_draft

@@ -4,7 +4,8 @@ import functools
 
 import jax
 
-from globalres_jax.base import Model, NewCache
+from globalres_jax.base import Model
+from globalres_jax.cache import NewCache
 from globalres_jax.models import drafts
 from globalres_jax.models.decoder import DecoderConfig, DecoderFn
 from globalres_jax.models.initialisation import initial_parameters

@@ -10,7 +10,7 @@ from loaded import golden
 
 import globalres_jax as gr
 from globalres_jax import cache
-from globalres_jax.base import NewCache
+from globalres_jax.cache import NewCache
 from globalres_jax.models.decoder import DecoderFn, parameter_shapes
 from globalres_jax.models.description import Description
 from globalres_jax.models.llama import LLAMA

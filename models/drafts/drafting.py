@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from globalres_jax.base import Array, Drafter, Model, NewCache, Params
+from globalres_jax.base import Array, Drafter, Model, Params
+from globalres_jax.cache import NewCache
 from globalres_jax.drafters import FeatureDrafter, ModelDrafter
 from globalres_jax.models.drafts.architecture import DraftFn, DraftWeights
 from globalres_jax.models.drafts.config import (
