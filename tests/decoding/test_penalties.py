@@ -223,7 +223,7 @@ def test_the_law_of_a_step_by_enumeration(float64):
     def draft(level, num_drafts, forgets):
         logits, paths = after(DRAFT, level)
         make = jax.jit(policy.law, static_argnums=(1, 2))
-        laws = make(logits, level, num_drafts, None if forgets else paths)
+        laws = make(logits, level, num_drafts, None, None if forgets else paths)
         return jax.tree.map(lambda x: x[0], laws)
 
     tables = [law_of(*after(TARGET, depth)) for depth in range(3)]
