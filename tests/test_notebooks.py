@@ -109,7 +109,8 @@ def same_models(monkeypatch):
 def pictures():
     """Figures that are drawn, and shown nowhere."""
     matplotlib.use("Agg")
-    plt = pytest.importorskip("matplotlib.pyplot")
+    import matplotlib.pyplot as plt
+
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield plt

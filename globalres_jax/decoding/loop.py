@@ -97,9 +97,8 @@ def compile_generate(*args, **kwargs) -> Callable[[], Generation]:
         chunks = compile_chunks(program)
         return lambda: _last(chunks())
     compiled = _generate.lower(*program.arrays, **program.static).compile()
-    arrays = list(program.arrays)
-    arrays[_BUDGET] = jnp.minimum(arrays[_BUDGET], 1)
-    jax.block_until_ready(compiled(*arrays))
+    budget = jnp.minimum(program.arrays.budget, 1)
+    jax.block_until_ready(compiled(*program.arrays._replace(budget=budget)))
     return lambda: program.finish(compiled(*program.arrays))
 
 
@@ -107,10 +106,6 @@ def _last(chunks: Iterator[Chunk]) -> Generation:
     for chunk in chunks:
         result = chunk.result
     return result
-
-
-#: Place of `budget` among a program's arrays.
-_BUDGET = 5
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)

@@ -11,11 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array, Drafter, Model, Params
-from globalres_jax.decoding.buckets import (
-    Sizes,
-    bucket_sizes,
-    pad_prompts,
-)
+from globalres_jax.decoding.buckets import Sizes, bucket_sizes, pad_prompts
 from globalres_jax.decoding.config import AUTO, SpeculativeConfig
 from globalres_jax.decoding.generation import Generation
 from globalres_jax.decoding.options import SamplingOptions
@@ -39,6 +35,30 @@ from globalres_jax.sharding import mesh_of, place_rows
 from globalres_jax.validation import as_array, is_concrete, wrong_kind
 
 
+class Arguments(NamedTuple):
+    """What the compiled functions take, in this order; for `B` rows.
+
+    Attributes:
+      target: the model whose distribution the texts have.
+      drafter: where drafts come from.
+      keys: [B] random key of each row.
+      prompts: [B, P] tokens, padded on the right.
+      lengths: [B] tokens of each prompt.
+      budget: [B] most tokens that each row may emit.
+      ends: [B, E] tokens that end a row, -1 for none.
+      options: sampling options, arrays [B].
+    """
+
+    target: Model
+    drafter: Drafter
+    keys: Array
+    prompts: Array
+    lengths: Array
+    budget: Array
+    ends: Array
+    options: SamplingOptions
+
+
 class Program(NamedTuple):
     """What is run for a request.
 
@@ -50,7 +70,7 @@ class Program(NamedTuple):
       stop: strings that end rows, None for none: the host then has to look on.
     """
 
-    arrays: tuple
+    arrays: Arguments
     static: dict
     room: int
     plan: Plan | None
@@ -130,7 +150,7 @@ def as_program(
         "mesh": asked.mesh,
         "platform": _platform_of(target.params),
     }
-    arrays = target, asked.drafter, *rows
+    arrays = Arguments(target, asked.drafter, *rows)
     return Program(arrays, static, asked.room, asked.plan, strings)
 
 

@@ -5,16 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from globalres_jax.base import (
-    Array,
-    Cache,
-)
+from globalres_jax.base import Array, Cache
 from globalres_jax.decoding.options import broken_rows
-from globalres_jax.decoding.penalties import (
-    TextCounts,
-    adjusted,
-    paths_of,
-)
+from globalres_jax.decoding.penalties import TextCounts, adjusted, paths_of
 from globalres_jax.decoding.state import Request, reads_features
 from globalres_jax.tree import tree_mask
 

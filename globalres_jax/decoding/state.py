@@ -8,21 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from globalres_jax.base import (
-    Array,
-    Cache,
-    Drafter,
-    Model,
-    State,
-)
+from globalres_jax.base import Array, Cache, Drafter, Model, State
 from globalres_jax.cache import prefill, prefill_with_features
 from globalres_jax.decoding.config import SpeculativeConfig
 from globalres_jax.decoding.metrics import Metrics, empty_metrics
 from globalres_jax.decoding.options import SamplingOptions
-from globalres_jax.decoding.penalties import (
-    TextCounts,
-    count_text,
-)
+from globalres_jax.decoding.penalties import TextCounts, count_text
 
 
 class StepState(NamedTuple):
@@ -49,6 +40,10 @@ class StepState(NamedTuple):
     draft: State
     metrics: Metrics
     counts: TextCounts | None = None
+
+    def keep_running(self, running: Array) -> StepState:
+        """The same, of which only rows that are `running [B]` emit more."""
+        return self._replace(budget=_of_running(self.budget, running))
 
 
 @jax.tree_util.register_dataclass
@@ -103,6 +98,11 @@ def first_state(
         metrics=empty_metrics(batch, request.config.token_tree.depth),
         counts=count_text(request.options, prompts, lengths, vocab_size),
     )
+
+
+@jax.jit
+def _of_running(budget: Array, running: Array) -> Array:
+    return jnp.where(running, budget, 0)
 
 
 def reads_features(drafter: Drafter) -> bool:

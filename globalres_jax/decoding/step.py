@@ -12,23 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from globalres_jax.base import (
-    Array,
-    Cache,
-    Emitted,
-    Model,
-    Proposal,
-    State,
-    Walk,
-)
+from globalres_jax.base import Array, Cache, Emitted, Model, Proposal, State, Walk
 from globalres_jax.decoding.config import SampledPolicy
 from globalres_jax.decoding.emission import Ending, emit, with_features
 from globalres_jax.decoding.log_probabilities import LogProbabilities, of_emitted
 from globalres_jax.decoding.metrics import count_step
 from globalres_jax.decoding.options import FilteredRows
-from globalres_jax.decoding.penalties import (
-    TextCounts,
-)
+from globalres_jax.decoding.penalties import TextCounts
 from globalres_jax.decoding.scoring import as_asked, score_as_read
 from globalres_jax.decoding.state import Request, StepState
 from globalres_jax.numerics.rows import known_platform, map_rows
@@ -164,14 +154,13 @@ def verify(
     tree, rule = config.token_tree, config.tree_verifier
     rule.check(tree, proposal.laws)
 
-    alone = config.plain()
-
     def row(key, tokens, p, laws, drafted) -> tuple[Walk, Array]:
         if drafted is None:
             return of_tree(key, tokens, p, laws)
 
         def of_root(key, tokens, p, laws) -> tuple[Walk, Array]:
-            rule, optimum = alone.tree_verifier, jnp.zeros(tree.depth, p.dtype)
+            alone, optimum = config.plain(), jnp.zeros(tree.depth, p.dtype)
+            rule = alone.tree_verifier
             root = alone.token_tree, tokens[:1], p.shown_to(rule), ()
             walk = rule.walk(key, *root)
             walk = walk._replace(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array, Drafter, Model
@@ -149,8 +148,8 @@ def _check_concrete(program: Program) -> None:
 
 def _unchanging(program: Program) -> tuple:
     """Of the program's arrays those that every chunk reads."""
-    target, drafter, _, _, _, _, ends, options = program.arrays
-    return target, drafter, ends, options
+    given = program.arrays
+    return given.target, given.drafter, given.ends, given.options
 
 
 def _chunks(
@@ -166,7 +165,7 @@ def _chunks(
         if watched is not None:
             result, pieces = _look(watched, result, running, program)
             running = running & ~np.array([row.stopped for row in watched])
-            state = state._replace(budget=_of_running(state.budget, running))
+            state = state.keep_running(running)
         if program.static["mesh"] is not None:
             # Where the compiler left them is where another program would take them.
             state, text = jax.device_put((state, text), places)
@@ -197,12 +196,6 @@ def _look(
     texts = [text.text for text in watched]
     filler = program.static["config"].pad_id
     return result.cut(lengths, stopped, texts, filler), pieces
-
-
-@jax.jit
-def _of_running(budget: Array, running: Array) -> Array:
-    """`budget [B]` of the rows that go on; the others are to emit nothing."""
-    return jnp.where(running, budget, 0)
 
 
 def _new(rows: Array, seen: np.ndarray | int, lengths: np.ndarray) -> list[np.ndarray]:

@@ -51,7 +51,8 @@ def kind_of(program: Program) -> tuple:
     Hashable. Widths of prompts are not of it: once read, a prompt has the shape of its
     cache.
     """
-    leaves, structure = jax.tree.flatten(program.arrays[5:])
+    given = program.arrays
+    leaves, structure = jax.tree.flatten((given.budget, given.ends, given.options))
     shapes = tuple((x.shape, x.dtype) for x in leaves)
     return structure, shapes, tuple(sorted(program.static.items()))
 
@@ -80,9 +81,9 @@ def advance_rows(rows: Rows, program: Program, most: int) -> Rows:
 
     What was there is given away. For `program` see `insert`: any request of the kind.
     """
-    target, drafter = program.arrays[:2]
+    target, drafter = program.arrays.target, program.arrays.drafter
     places = _places(program.static["mesh"], rows)
-    structure = jax.tree.structure(program.arrays[-1])
+    structure = jax.tree.structure(program.arrays.options)
     rows = _advance(
         rows, target, drafter, np.int32(most), structure=structure, **program.static
     )
@@ -91,13 +92,7 @@ def advance_rows(rows: Rows, program: Program, most: int) -> Rows:
 
 def keep_running(rows: Rows, running: np.ndarray) -> Rows:
     """The rows, of which only those that are `running [B]` go on."""
-    state = rows.state
-    return rows._replace(state=state._replace(budget=_of(state.budget, running)))
-
-
-@jax.jit
-def _of(budget: Array, running: Array) -> Array:
-    return jnp.where(running, budget, 0)
+    return rows._replace(state=rows.state.keep_running(running))
 
 
 def _places(mesh: Any, rows: Rows) -> Any:

@@ -167,7 +167,7 @@ def _completion(
     item: Admitted, rows: Rows, row: int, watched: WatchedText | None
 ) -> Completion:
     result, text = rows.result(row), None
-    tokenizer = item.program.arrays[0].tokenizer
+    tokenizer = item.program.arrays.target.tokenizer
     if watched is not None:
         text = watched.text
         lengths, stopped = np.array([watched.length]), np.array([watched.stopped])
