@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import globalres_jax as gr
 from globalres_jax.commands.loading import load_measured
 from globalres_jax.decoding import scoring, step
+from globalres_jax.decoding.emission import with_features
 from globalres_jax.decoding.options import broken_rows
 from globalres_jax.decoding.state import Request, StepState, first_state
 from globalres_jax.drafters import as_drafter
 from globalres_jax.numerics.rows import on_platform
-from globalres_jax.tree import tree_mask
 
 PROMPT = "ROMEO:\nBut soft, what light through yonder window breaks? It is the east"
 
@@ -78,23 +78,11 @@ def pieces(request: Request) -> dict[str, Callable]:
         return state._replace(cache=cache), made | {"logits": barrier(logits)}
 
     def draft_calls(state, made):
-        drafter, model = request.drafter, request.drafter.model
-        made = others(made)
-        base = state.draft.cache.length
-        root = made["proposal"].tokens[:, 0]
-        logits, cache = drafter._read_root(
-            state.draft._replace(root=root, previous=root)
-        )
-        kept = barrier(logits)[:, 0, 0]
-        for level in range(1, tree.depth):
-            nodes = tree.levels[level]
-            tokens = made["proposal"].tokens[:, nodes]
-            positions = jnp.broadcast_to(base[:, None] + level, tokens.shape)
-            mask = tree_mask(tree, nodes, base, cache.capacity)
-            logits, cache = model.apply(model.params, tokens, positions, cache, mask)
-            kept = kept + barrier(logits)[:, 0, 0]
-        draft = state.draft._replace(cache=cache.with_length(base))
-        return state._replace(draft=draft), made | {"kept": kept}
+        keys = step.step_keys(state.keys, state.steps)[0]
+        policy = FixedPolicy(request.target.vocab_size)
+        proposal, draft = request.drafter.propose(keys, state.draft, tree, policy)
+        state = state._replace(draft=draft, steps=state.steps + 1)
+        return state, made | {"kept": barrier(proposal.tokens)[:, 0]}
 
     def model_calls(state, made):
         keys = step.step_keys(state.keys, state.steps)[0]
@@ -102,7 +90,7 @@ def pieces(request: Request) -> dict[str, Callable]:
         proposal, draft = request.drafter.propose(keys, state.draft, tree, policy)
         logits, cache = scoring.score(state.cache, proposal.tokens, request)
         state = state._replace(cache=cache, draft=draft, steps=state.steps + 1)
-        return state, made | {"kept": barrier(logits)[:, 0, 0]}
+        return state, made | {"kept": barrier(logits)[:, 0, 0].astype(int)}
 
     def propose(state, made):
         keys = step.step_keys(state.keys, state.steps)[0]
@@ -119,13 +107,14 @@ def pieces(request: Request) -> dict[str, Callable]:
 
     def filters(state, made):
         kept = request.options.to_probabilities(barrier(made["logits"]))
-        return state, made | {"kept": barrier(kept)[:, 0, 0]}
+        return state, made | {"kept": barrier(kept)[:, 0, 0].astype(int)}
 
     def commit(state, made):
         tokens = made["proposal"].tokens
         sound = jnp.zeros(tokens.shape, bool)
         ends = state.budget, request.ends, sound
         emitted, _ = step.emit(made["walk"], tokens, *ends)
+        emitted = with_features(emitted, made["features"])
         cache, draft = step.commit(state.cache, state.draft, emitted, request)
         base = state.cache.length, state.draft.cache.length
         draft = draft._replace(cache=draft.cache.with_length(base[1]))
@@ -192,11 +181,13 @@ def main() -> None:
         with on_platform(platform):
             keys = step.step_keys(state.keys, state.steps)
             proposal, _ = step.propose(keys[0], state.draft, request)
-            logits, _ = scoring.score(state.cache, proposal.tokens, request)
+            scored = scoring.score_as_read(state.cache, proposal.tokens, request)
+            logits, features, _ = scored
             broken = broken_rows(logits)
             walk, _ = step.verify(keys[1], proposal, logits, broken, request)
         made = {"proposal": proposal, "logits": logits, "broken": broken}
-        return made | {"walk": walk, "kept": logits[:, 0, 0]}
+        kept = proposal.tokens[:, 0]
+        return made | {"walk": walk, "features": features, "kept": kept}
 
     made = first(state, request)
     loops, compiling = {}, {}

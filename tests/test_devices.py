@@ -123,7 +123,7 @@ def test_one_device_eight_devices_and_two_processes_write_the_same():
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
-    pair = [python(TWO, here, str(i), port, devices=2) for i in range(2)]
+    pair = [python(TWO, here, str(i), port) for i in range(2)]
     try:
         assert [output(process) for process in pair] == [wanted, wanted]
     finally:

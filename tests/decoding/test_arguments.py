@@ -185,7 +185,13 @@ def test_what_prompts_are_padded_with_is_nobodys_business():
 
 
 @pytest.mark.usefixtures("both_precisions")
-@pytest.mark.parametrize("rule", [RecursiveRejection(), LayerResolution()])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(RecursiveRejection(), marks=pytest.mark.sweep),
+        LayerResolution(),
+    ],
+)
 def test_text_where_64_bit_numbers_are_enabled(rule):
     """At temperature 0 it is the target's own."""
     config = dataclasses.replace(CONFIG, verifier=rule, temperature=0)

@@ -61,7 +61,10 @@ def test_buckets_are_powers_of_two_and_then_finer():
     assert bucket_sizes(given, 65, 2) == (70, 32, 70)
 
 
-@pytest.mark.parametrize("draft", ["model", "prompt lookup", "none"])
+@pytest.mark.parametrize(
+    "draft",
+    ["model", pytest.param("prompt lookup", marks=pytest.mark.sweep), "none"],
+)
 def test_the_second_prompt_of_another_length_compiles_nothing(
     draft, pair, compilations
 ):

@@ -49,7 +49,13 @@ def check(chunks, whole):
     jax.tree.map(np.testing.assert_array_equal, chunks[-1].result, whole)
 
 
-@pytest.mark.parametrize("draft", [DRAFT, gr.PromptLookup()], ids=["model", "lookup"])
+@pytest.mark.parametrize(
+    "draft",
+    [
+        pytest.param(DRAFT, id="model"),
+        pytest.param(gr.PromptLookup(), id="lookup", marks=pytest.mark.sweep),
+    ],
+)
 def test_the_same_as_one_call_whatever_the_chunks(draft):
     programs = streaming._start, streaming._advance
     before = [program._cache_size() for program in programs]

@@ -41,7 +41,9 @@ FIVE_SIGMA = 5.7e-7
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.sweep) if "likeliest" in name else name
+        pytest.param(name, marks=pytest.mark.sweep)
+        if "likeliest" in name or name == "recursive"
+        else name
         for name in CONFIGS
     ],
 )

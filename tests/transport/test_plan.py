@@ -43,9 +43,18 @@ def test_certificate_brackets_the_optimum(float64):
 
 
 @pytest.mark.parametrize("sizes", [(10, 100), (1000,)], ids=["by tokens", "on pools"])
-def test_every_real_problem_is_solved_in_float32(real_logits, sizes, request):
-    if 1000 not in sizes:  # pools have a test of their own of what users run
-        request.getfixturevalue("optimised")
+def test_every_real_problem_is_solved_in_float32(real_logits, sizes):
+    check_real_problems(real_logits, sizes)
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("optimised")
+def test_so_it_is_by_what_users_run(real_logits):
+    """Of pools there is a test in the file on pools."""
+    check_real_problems(real_logits, (10, 100))
+
+
+def check_real_problems(real_logits, sizes):
     target, draft = real_logits
     most = max(sizes)
 

@@ -63,7 +63,9 @@ def neighbours(step):
     "name",
     [
         # The gradient of three clocks alone takes longer than all others to compile.
-        pytest.param(name, marks=pytest.mark.sweep) if "three" in name else name
+        pytest.param(name, marks=pytest.mark.sweep)
+        if "three" in name or name == "independent"
+        else name
         for name in LAWS
     ],
 )

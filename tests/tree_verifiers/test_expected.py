@@ -114,7 +114,7 @@ def accepted(rule, tree, keys, target, laws):
     "rule",
     [
         LayerResolution(),
-        GreedyMultiPathBlock(),
+        pytest.param(GreedyMultiPathBlock(), marks=pytest.mark.sweep),
         pytest.param(Traversal(), marks=pytest.mark.sweep),
         pytest.param(
             TopDown(gr.verifiers.RecursiveRejection()), marks=pytest.mark.sweep

@@ -18,12 +18,14 @@ SOLVED = LayerResolution(maxiter=30, tol=1e-9)
 STOPPED = LayerResolution(maxiter=12, tol=1e-7)
 
 
-@pytest.mark.parametrize("tree", [gr.paths(2, 2), RAGGED])
+@pytest.mark.parametrize(
+    "tree", [pytest.param(gr.paths(2, 2), marks=pytest.mark.sweep), RAGGED]
+)
 def test_a_step_has_the_law_of_the_target(tree, float64):
     assert deviation(SOLVED, tree) <= 1e-9
 
 
-@pytest.mark.parametrize("iterations", [0, 1])
+@pytest.mark.parametrize("iterations", [pytest.param(0, marks=pytest.mark.sweep), 1])
 def test_it_has_whatever_the_solver_did(iterations, float64):
     """After no iteration, and after one: weights of the start and near it."""
     assert deviation(LayerResolution(maxiter=iterations), gr.paths(2, 2)) <= 1e-9
@@ -137,9 +139,11 @@ class LooksAtDeeperRows(LayerResolution):
     [
         RowOfTheParent(LayerResolution(maxiter=2)),
         RealisedWeights(maxiter=2),
-        EqualDraftsCountOnce(maxiter=2),
-        UncappedRatio(maxiter=2),
         LooksAtDeeperRows(maxiter=2),
+        *(
+            pytest.param(mutant(maxiter=2), marks=pytest.mark.sweep)
+            for mutant in (EqualDraftsCountOnce, UncappedRatio)
+        ),
     ],
 )
 def test_mutants_are_caught(mutant, float64):

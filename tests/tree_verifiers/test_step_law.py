@@ -89,7 +89,7 @@ def test_a_step_has_the_law_of_the_target(float64):
     "law",
     [
         "without replacement",
-        "top plus sample",
+        pytest.param("top plus sample", marks=pytest.mark.sweep),
         pytest.param("deterministic", marks=pytest.mark.sweep),
     ],
 )

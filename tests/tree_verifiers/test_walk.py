@@ -77,7 +77,7 @@ def test_walks_follow_the_law(rule, make):
     ("rule", "make"),
     [
         (LayerResolution(), gr.IID),
-        (Traversal(), gr.IID),
+        pytest.param(Traversal(), gr.IID, marks=pytest.mark.sweep),
         (Traversal(), gr.WithoutReplacement),
     ],
 )

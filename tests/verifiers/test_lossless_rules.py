@@ -127,7 +127,7 @@ def test_global_resolution_of_different_drafts_by_clocks(float64):
     ("law_name", "wanted"),
     [
         ("iid", None),
-        *((law, QUICK) for law in rule_cases.LAWS if law not in ("iid", "independent")),
+        *((law, QUICK) for law in ("deterministic", "top plus sample")),
         *(
             pytest.param(law, None, marks=pytest.mark.sweep)
             for law in rule_cases.LAWS
