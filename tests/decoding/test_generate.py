@@ -218,7 +218,7 @@ def test_options_may_differ_from_row_to_row(pair):
 
     Their drafts have temperatures of their own, of which the text knows nothing.
     """
-    kinds, rows = 4, 1000
+    kinds, rows = 4, 400
     prompts = np.zeros((kinds * rows, 1), np.int32)
     options = gr.SamplingOptions(
         temperature=np.repeat(np.float32([0.0, 1.0, 1.0, TEMPERATURE]), rows),

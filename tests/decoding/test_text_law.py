@@ -93,6 +93,7 @@ def test_mutant_bonus_token_without_temperature(pair, monkeypatch):
     assert worst_chi_square_p_value(pair, config, 6000) < FIVE_SIGMA
 
 
+@pytest.mark.sweep
 def test_mutant_draft_law_that_was_not_sampled(pair, monkeypatch):
     honest = step.propose
 

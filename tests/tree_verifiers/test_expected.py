@@ -124,7 +124,7 @@ def accepted(rule, tree, keys, target, laws):
 def test_expected_lengths_are_those_of_walks(rule, float64):
     p, q = similar_tables(1)
     laws = tuple(iid(q)(group.level, group.num_children) for group in PATHS.groups)
-    keys = jax.random.split(jax.random.key(0), 4000)
+    keys = jax.random.split(jax.random.key(0), 2000)
     target = tuple(map(jnp.asarray, p))
     lengths, said = np.asarray(accepted(rule, PATHS, keys, target, laws))
     error = lengths.std() / np.sqrt(len(lengths))

@@ -43,7 +43,9 @@ def length(rule, tree, make):
     ("rule", "tree", "make"),
     [
         (Block(), gr.tree.chain(3), gr.IID),
-        (Traversal(), gr.tree.branching((2, 1)), gr.WithoutReplacement),
+        pytest.param(
+            Traversal(), gr.tree.branching((2, 1)), gr.WithoutReplacement, marks=SLOW
+        ),
         pytest.param(Traversal(), gr.paths(2, 2), gr.IID, marks=SLOW),
         pytest.param(TopDown(gr.verifiers.KSeq()), gr.paths(2, 2), gr.IID, marks=SLOW),
         pytest.param(TopDown(SOLVED), gr.paths(2, 2), gr.IID, marks=SLOW),

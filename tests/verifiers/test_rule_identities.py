@@ -129,7 +129,15 @@ def test_drafts_that_lack_lose_nothing(float64):
             assert np.asarray(decision.accept)[1] == 0
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("global-resolution", "recursive-rejection", "k-seq")
+        else pytest.param(name, marks=pytest.mark.sweep)
+        for name in RULES
+    ],
+)
 def test_a_batch_of_rows_decides_as_each_alone(name):
     """In float32; decisions are distributions."""
     rule, n = RULES[name], 1 if name == "single-draft" else 2
