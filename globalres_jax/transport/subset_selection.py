@@ -145,11 +145,13 @@ def _swept_members(p: Array, q: Array, n: Array) -> Array:
 def _everything(ratio: Array, p: Array) -> tuple[Array, Array]:
     """All that can be drafted [V], and the excess from which another set is better.
 
-    Solvers start best from this set, and rounding must not choose.
+    Solvers start best from this set, and rounding must not choose: neither that of
+    sums, nor that of a row which holds a little more than 1.
     """
     members = ratio < jnp.inf
     excess = jnp.sum(jnp.where(members, 0, p))
-    return members, excess + _ROUNDINGS * jnp.finfo(p.dtype).eps
+    surplus = jnp.maximum(blockwise_sum(p) - 1, 0)
+    return members, excess + surplus + _ROUNDINGS * jnp.finfo(p.dtype).eps
 
 
 def _ranking(p: Array, q: Array) -> Array:

@@ -212,5 +212,9 @@ def test_a_second_process_compiles_nothing_and_says_nothing(tmp_path):
     kept = entries(tmp_path)
     assert hits == 0 and kept
     second, hits, errors = run()
+    if jax.version.__version_info__ < (0, 10, 2):
+        # XLA then complains of options that it gave itself, whoever loads a program.
+        lines = [x for x in errors.splitlines() if "cpu_aot_loader" not in x]
+        errors = "".join(lines)
     assert second == first and hits == len(kept) and errors == ""
     assert entries(tmp_path) == kept
