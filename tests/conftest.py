@@ -19,7 +19,7 @@ for _flag in (
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 
-# No operation is told which lines of Python it comes from: a tenth of all the time.
+# No operation is told which lines of Python it comes from: a twentieth of all.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 # One compilation cache for all workers and the processes that tests start, made anew
@@ -40,14 +40,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 #: Where random keys are what is tested, or close to it: folders and files.
 _WITH_KEYS = ("draft_laws", "drafters", "test_text_law", "test_categorical")
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has told all that it knows; to take its programs apart takes seconds.
     atexit.register(os._exit, 0)
 
 
 def pytest_sessionfinish():
-    """Pytest looks over all that there is five times, which takes seconds, at its end."""
+    """At its end pytest looks over all that there is five times, which takes seconds."""
     gc.freeze()
 
 

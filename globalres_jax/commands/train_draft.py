@@ -45,6 +45,11 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--texts", type=int, help="texts that the target writes (512; 0 with --text)"
     )
+    parser.add_argument(
+        "--prompts",
+        help="a file as generate takes it: the texts answer these, at random, in place "
+        "of questions that a model for chats asks itself",
+    )
     parser.add_argument("--length", type=int, default=256, help="tokens of a text")
     parser.add_argument(
         "--question",
@@ -134,10 +139,10 @@ def run(args: argparse.Namespace) -> None:
     mesh = None if args.data is None else make_mesh(args.data)
     dtype = args.dtype or str(default_dtype(mesh))
     target = models.load(args.target, dtype, mesh)
-    described = _run(args, target, dtype)
+    described, prompts = _run(args, target, dtype), _prompts(args, target)
     with _Bars(quiet=args.json) as bars:
         card = run_training(
-            target, described, args.out, mesh, bars.add, resume=args.resume
+            target, described, args.out, mesh, bars.add, args.resume, prompts
         )
     if args.json:
         print(json.dumps(card, allow_nan=False))
@@ -149,6 +154,23 @@ def run(args: argparse.Namespace) -> None:
         f"accepted\nuse it: python -m globalres_jax generate --target {args.target} "
         f"--draft {args.out} --prompt ..."
     )
+
+
+def _prompts(args: argparse.Namespace, target) -> list[list[int]]:
+    """The tokens of each prompt of the file; none without one."""
+    if args.prompts is None or target.tokenizer is None:
+        return []
+    from globalres_jax.commands.prompt_file import PromptFile
+    from globalres_jax.decoding.options import SamplingOptions
+    from globalres_jax.serving.records import Defaults, prompt_tokens
+
+    defaults = Defaults(SamplingOptions())
+    file = PromptFile(Path(args.prompts), defaults, keep_going=False)
+    file.check()
+    return [
+        list(prompt_tokens(record, defaults, target.tokenizer))
+        for _, record in file.records()
+    ]
 
 
 def _run(args: argparse.Namespace, target, dtype: str):
@@ -179,6 +201,7 @@ def _run(args: argparse.Namespace, target, dtype: str):
         target=args.target,
         text=args.text,
         texts=texts,
+        prompts=args.prompts,
         sampling=Sampling(
             rows=args.rows,
             length=args.length,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -22,6 +22,7 @@ from globalres_jax.models.draft_training.texts import (
 Report = Callable[[int], None]
 
 _HELD = 0  # number of the part that nothing is learnt from
+_TENTH = 10
 
 
 def collect_texts(
@@ -31,12 +32,14 @@ def collect_texts(
     count: int,
     seed: int,
     report: Report = lambda _: None,
+    prompts: Sequence[list[int]] = (),
 ) -> tuple[Texts, Texts]:
     """Texts that the target writes: at least `count` to learn from, and others to hold.
 
     Those to hold are a batch of their own, at temperature 1, which is that of what is
-    measured on them. Every part depends on seed and number alone, so that a run that
-    was interrupted goes on where it was.
+    measured on them; of ten prompts or more, every tenth is for them alone. Every part
+    depends on seed and number alone, so that a run that was interrupted goes on where
+    it was.
 
     Args:
       folder: where the parts are kept.
@@ -45,10 +48,15 @@ def collect_texts(
       count: of texts to learn from.
       seed: of the random keys.
       report: progress.
+      prompts: as in `write_texts`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     held = dataclasses.replace(sampling, temperatures=(1.0,))
-    parts = _parts(folder, target, held, sampling, seed)
+    ways = (held, prompts), (sampling, prompts)
+    if len(prompts) >= _TENTH:
+        learnt = [x for place, x in enumerate(prompts) if place % _TENTH]
+        ways = (held, prompts[::_TENTH]), (sampling, learnt)
+    parts = _parts(folder, target, *ways, seed)
     kept, learnt, found = next(parts), [], 0
     while found < count:
         learnt.append(next(parts))
@@ -58,15 +66,16 @@ def collect_texts(
 
 
 def _parts(
-    folder: Path, target: Model, held: Sampling, sampling: Sampling, seed: int
+    folder: Path, target: Model, held: tuple, learnt: tuple, seed: int
 ) -> Iterator[Texts]:
+    """The parts in order, the first of which is `held`; those not there are written."""
     number = _HELD
     while True:
         path = folder / f"part-{number:05d}.npz"
         if not path.is_file():
             key = jax.random.fold_in(jax.random.key(seed), number)
-            how = held if number == _HELD else sampling
-            write_texts(key, target, how).save(path)
+            how = held if number == _HELD else learnt
+            write_texts(key, target, *how).save(path)
         yield Texts.read(path)
         number += 1
 

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,13 @@ from globalres_jax.models.draft_training.teacher import (
     frequent_tokens,
     keep_lessons,
 )
-from globalres_jax.models.draft_training.texts import Sampling, Texts, join, text_frame
+from globalres_jax.models.draft_training.texts import (
+    Sampling,
+    Texts,
+    fitting_prompts,
+    join,
+    text_frame,
+)
 from globalres_jax.models.draft_training.trainer import (
     Schedule,
     make_trainer,
@@ -55,6 +61,7 @@ class Run:
       target: its name, as `models.load` takes it.
       text: a file to learn from, too; or alone, if `texts` is 0.
       texts: number that the target is to write.
+      prompts: a file of what they answer; None where it asks itself.
       sampling: how it writes them.
       kind: of the draft, see `DraftConfig`.
       num_tokens: that it may draft.
@@ -68,6 +75,7 @@ class Run:
     target: str
     text: str | None = None
     texts: int = 512
+    prompts: str | None = None
     sampling: Sampling = Sampling()
     kind: str = "feature"
     num_tokens: int = 8192
@@ -130,6 +138,7 @@ def run_training(
     mesh: Mesh | None,
     progress: Progress,
     resume: bool = False,
+    prompts: Sequence[list[int]] = (),
 ) -> dict[str, Any]:
     """Does all of it, and gives the card of the finished draft.
 
@@ -140,17 +149,20 @@ def run_training(
       mesh: devices to split batches over, or None.
       progress: shows how far it is.
       resume: whether the folder holds the beginning of this run.
+      prompts: the tokens of those in the file, if there is one.
 
     Raises:
       ValueError: bad input; it is named.
       MemoryError: there is not enough; the option to lower is named.
     """
     import_orbax()
-    pairs = _check(target, run)
+    pairs = _check(target, run, prompts)
+    if prompts:
+        prompts = fitting_prompts(prompts, run.sampling.length)
     begin = read_draft(run.begin, target) if run.begin else None
     room, start = open_folder(folder, run, resume), time.perf_counter()
     with memory_advice("--rows"):
-        texts, held = _texts(target, run, room, pairs, progress)
+        texts, held = _texts(target, run, room, pairs, progress, prompts)
     with memory_advice("--batch, --length or --num-tokens"):
         lessons = _lessons(target, run, room, texts, held, progress)
         if begin is None:
@@ -186,7 +198,9 @@ def run_training(
     return card
 
 
-def _check(target: Model, run: Run) -> list[tuple[Texts, Texts]]:
+def _check(
+    target: Model, run: Run, prompts: Sequence[list[int]]
+) -> list[tuple[Texts, Texts]]:
     """The texts of a file, to learn from and to hold; before anything is written.
 
     Raises:
@@ -201,9 +215,11 @@ def _check(target: Model, run: Run) -> list[tuple[Texts, Texts]]:
         raise ValueError(
             f"--num-tokens: {run.num_tokens} of a target that has {target.vocab_size}"
         )
-    if run.texts:
+    if run.texts and not prompts:
         text_frame(target, run.sampling)
-    elif run.text is None:
+    elif run.texts == 0 and prompts:
+        raise ValueError("--prompts: no texts are to answer them (--texts 0)")
+    elif run.texts == 0 and run.text is None:
         raise ValueError("--texts: 0, and no --text; a draft needs texts to learn from")
     if 0 < run.texts < batch:
         raise ValueError(
@@ -220,6 +236,7 @@ def _texts(
     room: Path,
     pairs: list[tuple[Texts, Texts]],
     progress: Progress,
+    prompts: Sequence[list[int]],
 ) -> tuple[Texts, Texts]:
     """Texts to learn from, and to hold: those of a file, and those that are written."""
     if run.texts:
@@ -230,6 +247,7 @@ def _texts(
             run.texts,
             run.schedule.seed,
             progress("texts", run.texts),
+            prompts,
         )
         pairs = [*pairs, written]
     learnt, held = zip(*pairs, strict=True)

@@ -2,7 +2,8 @@
 
 A draft is asked about texts that the target is writing, so it learns best from such
 (on-policy distillation). A model for chats writes its own questions, from where a
-user's turn begins, and then answers them (Magpie, arXiv 2406.08464).
+user's turn begins, and then answers them (Magpie, arXiv 2406.08464); or it answers
+prompts that were given, which is best where they are like those to come.
 """
 
 from __future__ import annotations
@@ -88,39 +89,74 @@ class Sampling:
     past_ends: bool = False
 
 
-def write_texts(key: Array, target: Model, sampling: Sampling) -> Texts:
+def write_texts(
+    key: Array,
+    target: Model,
+    sampling: Sampling,
+    prompts: Sequence[list[int]] = (),
+) -> Texts:
     """One batch of texts that the target writes.
 
     Args:
       key: random key.
       target: has a tokenizer.
       sampling: sizes and temperatures.
+      prompts: tokens in front of the texts, of which each row gets some at random, each
+        less than a row; without any, a model for chats asks itself.
 
     Raises:
       ValueError: the length has no room for a text.
     """
-    opening, closing = text_frame(target, sampling)
     key_question, key_answer = jax.random.split(key)
-    prompts = [opening] * sampling.rows
-    if closing:
-        asked = _continue(
-            key_question, target, prompts, [sampling.question] * sampling.rows, 1.0
-        )
-        prompts = [opening + question + closing for question in asked]
-    room = [sampling.length - len(prompt) for prompt in prompts]
-    repeats = -(-sampling.rows // len(sampling.temperatures))
-    temperatures = np.tile(sampling.temperatures, repeats)[: sampling.rows]
+    rows = sampling.rows
+    if prompts:
+        chosen = jax.random.randint(key_question, (rows,), 0, len(prompts))
+        begun = [list(prompts[index]) for index in chosen.tolist()]
+        starts = [len(prompt) for prompt in begun]
+    else:
+        begun, starts = _asked(key_question, target, sampling)
+    room = [sampling.length - len(prompt) for prompt in begun]
+    repeats = -(-rows // len(sampling.temperatures))
     answers = _continue(
         key_answer,
         target,
-        prompts,
+        begun,
         room,
-        temperatures,
+        np.tile(sampling.temperatures, repeats)[:rows],
         ends=() if sampling.past_ends else None,
         keep_end=True,
     )
-    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    return as_rows(texts, [len(opening)] * len(texts), sampling.length)
+    texts = [prompt + answer for prompt, answer in zip(begun, answers, strict=True)]
+    return as_rows(texts, starts, sampling.length)
+
+
+def _asked(
+    key: Array, target: Model, sampling: Sampling
+) -> tuple[list[list[int]], list[int]]:
+    """What a target writes before it answers, and how much of each nobody sampled."""
+    opening, closing = text_frame(target, sampling)
+    prompts = [opening] * sampling.rows
+    if closing:
+        most = [sampling.question] * sampling.rows
+        asked = _continue(key, target, prompts, most, 1.0)
+        prompts = [opening + question + closing for question in asked]
+    return prompts, [len(opening)] * sampling.rows
+
+
+def fitting_prompts(prompts: Sequence[list[int]], length: int) -> list[list[int]]:
+    """Those that hold something, and leave room for a text in a row of `length` tokens.
+
+    Raises:
+      ValueError: none does.
+    """
+    found = [prompt for prompt in prompts if 0 < len(prompt) < length]
+    if not found:
+        sizes = ", ".join(map(str, sorted(map(len, prompts))[:3]))
+        raise ValueError(
+            f"--prompts: none leaves room for a text in --length {length}; the "
+            f"shortest have {sizes} tokens"
+        )
+    return found
 
 
 def text_frame(target: Model, sampling: Sampling) -> tuple[list[int], list[int]]:

@@ -34,7 +34,10 @@ class Held(NamedTuple):
 
 @pytest.mark.parametrize(
     ("tau", "most"),
-    [(1e-3, 2), *(pytest.param(t, MOST, marks=pytest.mark.sweep) for t in (1e-3, 1e-4))],
+    [
+        (1e-3, 2),
+        *(pytest.param(t, MOST, marks=pytest.mark.sweep) for t in (1e-3, 1e-4)),
+    ],
 )
 def test_bounds_of_the_paper_for_numbers_of_drafts_that_are_data(tau, most, float64):
     """L1 deviation at most 15 tau, acceptance lost at most 10 tau; gaps among slots."""

@@ -112,6 +112,9 @@ def test_an_interrupted_run_goes_on_to_the_same_losses(
 def test_bad_input_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "short.txt").write_text("To be, or not to be")
     (tmp_path / "few.txt").write_text("To be, or not to be, that is the question. " * 3)
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "ROMEO: But soft, what light is that"}\n')
+    (tmp_path / "broken.jsonl").write_text('{"prompts": "ROMEO:"}\n')
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     fresh = tmp_path / "fresh"
@@ -121,6 +124,10 @@ def test_bad_input_is_named(tmp_path, monkeypatch, capsys):
         ("--resume",): "holds no run",
         ("--texts", "1"): "less than a batch",
         ("--length", "1"): "leave no room for a text",
+        ("--prompts", str(asked), "--length", "4"): "none leaves room for a text",
+        ("--prompts", str(asked), "--texts", "0"): "no texts are to answer them",
+        ("--prompts", str(tmp_path / "broken.jsonl")): "line 1: unknown name 'prompts'",
+        ("--prompts", str(tmp_path / "none.jsonl")): "none.jsonl",
         ("--steps", "0"): "--steps: must be at least 1",
         ("--num-tokens", "1000000"): "--num-tokens: 1000000 of a target",
         ("--from", str(tmp_path / "other")): "draft: no config.json",

@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 
 from globalres_jax import models
-from globalres_jax.models.draft_training.corpus import count_tokens, sampled
+from globalres_jax.models.draft_training import texts as texts_module
+from globalres_jax.models.draft_training.corpus import (
+    collect_texts,
+    count_tokens,
+    sampled,
+)
 from globalres_jax.models.draft_training.texts import (
     Sampling,
     Texts,
     as_rows,
     chat_frame,
+    fitting_prompts,
     join,
     read_texts,
     text_frame,
@@ -56,6 +62,47 @@ def test_rows_are_cut_padded_counted_and_kept(tmp_path):
     again = join([Texts.read(tmp_path / "texts.npz"), texts[:1]])
     assert again.tokens.tolist() == [*texts.tokens.tolist(), [1, 5, 5, 6, 0, 0]]
     assert again.starts.tolist() == [1, 2, 1]
+
+
+def test_given_prompts_are_answered_and_every_tenth_is_held(
+    target, tmp_path, monkeypatch
+):
+    prompts = [[1, 5 + i][: 1 + i % 2] * 2 for i in range(30)]
+    asked = []
+
+    def answer(key, target, begun, room, temperatures, **options):
+        asked.append((len(begun), list(temperatures)))
+        assert [len(x) + y for x, y in zip(begun, room, strict=True)] == [8] * 4
+        return [[9] * size for size in room]
+
+    monkeypatch.setattr(texts_module, "_continue", answer)
+    sampling = Sampling(rows=4, length=8, temperatures=(0.5, 1.0))
+
+    def collected(folder, given):
+        return collect_texts(folder, target, sampling, 40, 0, prompts=given)
+
+    learnt, held = collected(tmp_path / "many", prompts)
+    assert asked[0] == (4, [1.0] * 4) and asked[1] == (4, [0.5, 1.0] * 2)
+    assert len(learnt) == 40 and len(held) == 4
+
+    def fronts(texts):
+        rows = zip(texts.tokens, texts.starts, strict=True)
+        return {tuple(row[:start].tolist()) for row, start in rows}
+
+    assert fronts(held) <= {tuple(x) for x in prompts[::10]}
+    of_others = {tuple(x) for i, x in enumerate(prompts) if i % 10}
+    assert fronts(learnt) <= of_others and len(fronts(learnt)) > 8
+    for row, start in zip(learnt.tokens, learnt.starts, strict=True):
+        assert row[start:].tolist() == [9] * (8 - start)
+    # Of fewer than ten all serve for both.
+    learnt, held = collected(tmp_path / "few", prompts[:1])
+    assert fronts(learnt) == fronts(held) == {(1, 1)}
+
+
+def test_prompts_that_leave_no_room_are_left_out():
+    assert fitting_prompts([[1] * 8, [2] * 7, []], 8) == [[2] * 7]
+    with pytest.raises(ValueError, match=r"--length 8; the shortest have 8, 9 tokens"):
+        fitting_prompts([[1] * 9, [2] * 8], 8)
 
 
 def test_a_file_is_read_in_full_rows(target, tmp_path):
