@@ -46,7 +46,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_sessionfinish():
-    """At its end pytest looks over all that there is five times, which takes seconds."""
+    """At its end pytest looks over all there is five times, which takes seconds."""
     gc.freeze()
 
 
