@@ -44,7 +44,7 @@ def read_ways(target: str, names: list[str]) -> tuple[gr.Model, dict[str, tuple]
         draft, colon, length = name.rpartition(":")
         if not colon or not length.isdigit():
             draft, length = name, 2 if name == "prompt-lookup" else 4
-        _, drafter = gr.models.load_pair(target, draft, jnp.float32)
+        drafter = gr.models.draft_for(model, draft, jnp.float32)
         ways[name] = drafter, int(length)
     return model, ways
 

@@ -2,6 +2,7 @@
 
 model = globalres_jax.models.load("embedded")
 target, draft = globalres_jax.models.load_pair("model.gguf", "layers:0-11")
+other = globalres_jax.models.draft_for(target, "prompt-lookup")
 
 What a configuration leaves out is what `transformers` takes for it, and in a GGUF file
 what llama.cpp does; golden values of either hold it. A tensor that would not be read, a
@@ -9,7 +10,7 @@ type that cannot be, or an option that is no such thing is an error that names i
 """
 
 from globalres_jax.models.loading import END_OF_TEXT, FAMILIES, load
-from globalres_jax.models.pairs import load_pair
+from globalres_jax.models.pairs import draft_for, load_pair
 from globalres_jax.models.tokenizer import Tokenizer
 
-__all__ = ["END_OF_TEXT", "FAMILIES", "Tokenizer", "load", "load_pair"]
+__all__ = ["END_OF_TEXT", "FAMILIES", "Tokenizer", "draft_for", "load", "load_pair"]

@@ -54,15 +54,35 @@ def load_pair(
       FileNotFoundError, ValueError: as `load`; or the vocabularies differ.
     """
     loaded = load(target, dtype, mesh)
+    return loaded, draft_for(loaded, draft, dtype, mesh)
+
+
+def draft_for(
+    target: Model,
+    draft: str | os.PathLike,
+    dtype=None,
+    mesh: Mesh | None = None,
+) -> Model | Drafter:
+    """Loads what drafts for a target that is there already; several may share it.
+
+    Args:
+      target: as `load` gives it.
+      draft: as in `load_pair`.
+      dtype: as in `load`, for a draft that is a model of its own.
+      mesh: likewise.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_pair`.
+    """
     name = str(draft)
     if name == LOOKUP:
-        return loaded, PromptLookup()
+        return PromptLookup()
     if name.startswith(LAYERS):
-        return loaded, keep_layers(loaded, parse_layers(name))
+        return keep_layers(target, parse_layers(name))
     folder = find_draft(draft)
     if folder is not None:
-        return loaded, load_draft(folder, loaded)
-    return loaded, fit_vocabulary(loaded, load(draft, dtype, mesh))
+        return load_draft(folder, target)
+    return fit_vocabulary(target, load(draft, dtype, mesh))
 
 
 def parse_layers(name: str) -> tuple[int, ...]:

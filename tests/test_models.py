@@ -89,6 +89,9 @@ def test_pairs_of_the_embedded_target():
     target, draft = gr.models.load_pair("embedded", "layers:0-1")
     assert draft.apply.num_layers == 2
     assert draft.params["embedding"]["weight"] is target.params["embedding"]["weight"]
+    again = gr.models.draft_for(target, "layers:0-1")
+    assert again.apply == draft.apply
+    assert again.params["embedding"]["weight"] is target.params["embedding"]["weight"]
     target, draft = gr.models.load_pair("embedded", "prompt-lookup")
     assert draft == PromptLookup()
 
