@@ -4,8 +4,9 @@
 
 Every way writes the same number of tokens behind every prompt, one prompt after the
 other; on each prompt all ways take their turn, so that load on the machine falls on all
-alike. A way is a draft and the length of its chain, `DIR:4`, or 2 for prompt lookup; 4
-for others if it is not said. Prompts come from a file with one a line, or MT-Bench's
+alike. A way is a draft and its tree, `DIR:4` for one path of four tokens or `DIR:2-1-1`
+as in `trees.py`; if none is said, a path of 2 for prompt lookup and of 4 for others.
+Prompts come from a file with one a line, or MT-Bench's
 JSONL; a model for chats gets them as a user's message.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from drawn_trees import read_prompts
+from drawn_trees import read_prompts, tree_of
 
 import globalres_jax as gr
 
@@ -38,14 +39,14 @@ def encode(tokenizer, prompts: list[str], most: int) -> list[list[int]]:
 
 
 def read_ways(target: str, names: list[str]) -> tuple[gr.Model, dict[str, tuple]]:
-    """The target; and by name a draft and the length of its chain."""
-    model, ways = gr.models.load(target, jnp.float32), {PLAIN: (None, 0)}
+    """The target; and by name a draft and its tree."""
+    model, ways = gr.models.load(target, jnp.float32), {PLAIN: (None, gr.tree.chain(0))}
     for name in names:
-        draft, colon, length = name.rpartition(":")
-        if not colon or not length.isdigit():
-            draft, length = name, 2 if name == "prompt-lookup" else 4
+        draft, _, shape = name.rpartition(":")
+        if not draft or not shape[:1].isdigit() or draft == "layers":
+            draft, shape = name, "2" if name == "prompt-lookup" else "4"
         drafter = gr.models.draft_for(model, draft, jnp.float32)
-        ways[name] = drafter, int(length)
+        ways[name] = drafter, tree_of(shape)
     return model, ways
 
 
@@ -55,10 +56,8 @@ def measure(target: gr.Model, ways: dict, rows: list, temperature: float, args) 
     totals = {name: np.zeros(5) for name in ways}
 
     def write(name: str, row: list[int], seed: int) -> tuple[gr.Generation, float]:
-        drafter, length = ways[name]
-        config = gr.SpeculativeConfig(
-            num_drafts=1, draft_length=length, temperature=temperature
-        )
+        drafter, tree = ways[name]
+        config = gr.SpeculativeConfig(tree=tree, temperature=temperature)
         prompt = np.asarray([row + [0] * (width - len(row))], np.int32)
         begin = time.perf_counter()
         result = gr.generate(
