@@ -70,7 +70,13 @@ PRIMAL = (0.5, 1.0, 1.0 + 1e-5, 1.5, 2.0, 2.6, 5.0)
 DUAL = (1.2, 1.5, 2.6, 5.0)
 
 
-@pytest.mark.parametrize("dual", [False, True], ids=["primal", "dual"])
+@pytest.mark.parametrize(
+    "dual",
+    [
+        pytest.param(False, id="primal"),
+        pytest.param(True, id="dual", marks=pytest.mark.sweep),
+    ],
+)
 def test_optimal_over_all_supports(float64, dual):
     """Distribution and number of tokens are those of a search through all supports."""
     rng = np.random.default_rng(0)

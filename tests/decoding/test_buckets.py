@@ -89,6 +89,7 @@ def test_the_second_prompt_of_another_length_compiles_nothing(
         assert compilations
 
 
+@pytest.mark.sweep
 def test_neither_does_it_with_a_cache_of_given_length(pair, compilations):
     config = dataclasses.replace(CONFIG, cache_length=60)
     for length, cap in [(20, 37), (9, 33), (21, 36)]:

@@ -63,6 +63,7 @@ def test_one_race_per_layer_is_near_the_bound_and_beyond_the_optimum_per_node(fl
     assert np.mean(layered) > 0.99 * np.mean(bounds)
 
 
+@pytest.mark.sweep
 def test_one_level_is_the_optimal_rule_for_one_position(float64):
     tree = gr.paths(2, 1)
     for seed in range(3):
