@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from drawn_trees import read_prompts, tree_of
 
@@ -40,12 +39,12 @@ def encode(tokenizer, prompts: list[str], most: int) -> list[list[int]]:
 
 def read_ways(target: str, names: list[str]) -> tuple[gr.Model, dict[str, tuple]]:
     """The target; and by name a draft and its tree."""
-    model, ways = gr.models.load(target, jnp.float32), {PLAIN: (None, gr.tree.chain(0))}
+    model, ways = gr.models.load(target), {PLAIN: (None, gr.tree.chain(0))}
     for name in names:
         draft, _, shape = name.rpartition(":")
         if not draft or not shape[:1].isdigit() or draft == "layers":
             draft, shape = name, "2" if name == "prompt-lookup" else "4"
-        drafter = gr.models.draft_for(model, draft, jnp.float32)
+        drafter = gr.models.draft_for(model, draft)
         ways[name] = drafter, tree_of(shape)
     return model, ways
 

@@ -8,14 +8,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Importing jaxlib beside libtpu must not look for a machine that has one.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
+import jaxlib.version
+
 # Compilation is most of what the tests take. Less optimised programs compile in a
 # quarter of the time, and with XLA's older emitters for CPUs in a third of that; to
 # split a program among threads is more work. Child processes inherit this.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-for _flag in (
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-):
+_flags = ["--xla_cpu_parallel_codegen_split_count=1"]
+if jaxlib.version.__version_info__ < (0, 11):
+    # Later ones end the process at an option that they do not know, and have no others.
+    _flags.append("--xla_cpu_use_fusion_emitters=false")
+for _flag in _flags:
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 
