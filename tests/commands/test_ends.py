@@ -113,10 +113,14 @@ def test_ctrl_c_is_one_line_and_130(command, capsys):
     assert captured.err == "interrupted\n" and captured.out == ""
 
 
+#: What a shell starts behind itself does not hear of Ctrl-C, nor do its own processes.
+_HEAR = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 def test_ctrl_c_ends_a_process_that_no_python_handler_would():
     """While JAX is imported, or compiles: here in a wait inside one call."""
     program = (
-        "import runpy, sys, os, signal, threading\n"
+        f"{_HEAR}import runpy, sys, os, threading\n"
         "sys.argv = ['/usr/bin/globalres-jax']\n"
         f"watch = runpy.run_path({str(interruption.__file__)!r})\n"
         "assert watch['is_command']()\n"
@@ -133,7 +137,7 @@ def test_ctrl_c_ends_a_process_that_no_python_handler_would():
 @pytest.mark.parametrize("watched", [True, False])
 def test_ctrl_c_can_be_left_to_who_is_writing_once(watched):
     program = (
-        "import runpy, os, signal, time\n"
+        f"{_HEAR}import runpy, os, time\n"
         f"watch = runpy.run_path({str(interruption.__file__)!r})\n"
         f"{watched} and watch['watch']()\n"
         "with watch['postponed']() as asked:\n"

@@ -52,7 +52,7 @@ WORTH = of_weights(0.1, 0.7, 0.2, 0.9, 0.4, 0.5)
 
 def best(seed=0, worth=WORTH, draft=DRAFT, **changes):
     changes = {"first_length": 4, "speculate_up_to": 0, **changes}
-    return gr.best_of_n(
+    result = gr.best_of_n(
         jax.random.key(seed),
         TARGET,
         draft,
@@ -64,13 +64,15 @@ def best(seed=0, worth=WORTH, draft=DRAFT, **changes):
         END,
         **changes,
     )
+    return jax.tree.map(np.asarray, result)
 
 
 def alone(draft, seed=0):
     """The same rows in `generate`, to the end."""
     rows = np.broadcast_to(PROMPT, (N, 2)), np.full(N, 2)
     key = jax.random.key(seed)
-    return gr.generate(key, TARGET, draft, *rows, CONFIG, CAP, END)
+    result = gr.generate(key, TARGET, draft, *rows, CONFIG, CAP, END)
+    return jax.tree.map(np.asarray, result)
 
 
 def check_selection(result, schedule):
@@ -99,7 +101,7 @@ def check_texts(result, schedule, whole, same):
             assert count == whole.lengths[row]
         count = min(count, same)
         np.testing.assert_array_equal(text[:count], whole.tokens[row, :count])
-    wanted = WORTH(result.tokens, result.lengths)
+    wanted = jax.jit(WORTH)(result.tokens, result.lengths)
     np.testing.assert_allclose(result.rewards[:, -1], wanted, rtol=1e-5)
     best, count = result.best, result.lengths[result.best]
     np.testing.assert_array_equal(result.best_tokens, result.tokens[best, :count])

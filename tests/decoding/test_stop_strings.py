@@ -113,6 +113,7 @@ def test_rows_end_at_their_strings_and_others_go_on():
     keys, *rest = request()
     *_, free = gr.stream(keys, *rest, steps_per_chunk=3)
     free, before = free.result, streaming._advance._cache_size()
+    unstopped = np.asarray(free.tokens)
     for include, steps in ((False, 1), (True, 3)):
         stops = {"stop": STOPS, "include_stop": include}
         keys, *rest = request()
@@ -123,17 +124,20 @@ def test_rows_end_at_their_strings_and_others_go_on():
         reasons = []
         for row, strings in enumerate(STOPS):
             strings = [strings] if isinstance(strings, str) else strings
-            tokens = free.tokens[row, : free.lengths[row]].tolist()
+            tokens = unstopped[row, : int(free.lengths[row])].tolist()
             text, length = wanted(tokens, strings, include)
             assert whole.texts[row] == text
             assert int(whole.lengths[row]) == (length or len(tokens))
             ended = length is not None or tokens[-1] == ENDS[row]
             reasons.append("stop" if ended else "length")
             length = int(whole.lengths[row])
-            assert np.all(whole.tokens[row, length:] == -1)
-            assert np.all(whole.top_tokens[row, length:] == -1)
-            assert not np.any(whole.log_probabilities[row, length:])
-            assert not np.any(whole.from_draft[row, length:])
+            for found, nothing in (
+                (whole.tokens, -1),
+                (whole.top_tokens, -1),
+                (whole.log_probabilities, 0),
+                (whole.from_draft, False),
+            ):
+                assert np.all(np.asarray(found)[row, length:] == nothing)
         assert whole.finish_reasons == reasons
         assert set(reasons) == {"stop", "length"}
         # Rows that have ended take no steps.

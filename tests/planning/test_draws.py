@@ -26,18 +26,26 @@ AUTO, USUAL = gr.SpeculativeConfig(tree="auto"), Draws()
 
 
 def test_the_law_of_other_draws():
-    q = jnp.array([[0.5, 0.1, 0.3, 0.1], [0.0, 0.2, 0.0, 0.8]])
-    np.testing.assert_allclose(redrawn(q, V, 1.0), q, atol=1e-7)
-    np.testing.assert_allclose(redrawn(q, 2, 1.0)[0], [0.625, 0, 0.375, 0], atol=1e-7)
+    q = np.array([[0.5, 0.1, 0.3, 0.1], [0.0, 0.2, 0.0, 0.8]], np.float32)
+    other = jax.jit(redrawn)
+    np.testing.assert_allclose(other(q, V, 1.0), q, atol=1e-7)
+    few = np.asarray(other(q, 2, 1.0))[0]
+    np.testing.assert_allclose(few, [0.625, 0, 0.375, 0], atol=1e-7)
     hot = np.sqrt(q) / np.sqrt(q).sum(1, keepdims=True)
-    np.testing.assert_allclose(redrawn(q, V, 2.0), hot, atol=1e-6)
+    np.testing.assert_allclose(other(q, V, 2.0), hot, atol=1e-6)
+
     # It is what a draft at that temperature draws from.
-    logits = jnp.log(q[:1, None])
-    options = gr.SamplingOptions(temperature=0.8, draft_temperature=1.5).for_rows(1)
-    config, ends = of_shape(AUTO, Shape(1, 1)), jnp.full((1, 1), -1)
-    laws = SampledPolicy(config, options, V, None, ends).law(logits, 0, 1)
-    cool = gr.SamplingOptions(temperature=0.8).to_probabilities(logits)[0]
-    np.testing.assert_allclose(laws.probs[0], redrawn(cool, V, 1.5), atol=1e-6)
+    @jax.jit
+    def both(logits):
+        options = gr.SamplingOptions(temperature=0.8, draft_temperature=1.5)
+        config, ends = of_shape(AUTO, Shape(1, 1)), jnp.full((1, 1), -1)
+        policy = SampledPolicy(config, options.for_rows(1), V, None, ends)
+        cool = gr.SamplingOptions(temperature=0.8).to_probabilities(logits)[0]
+        return policy.law(logits, 0, 1).probs[0], redrawn(cool, V, 1.5)
+
+    with np.errstate(divide="ignore"):
+        logits = np.log(q[:1, None])
+    np.testing.assert_allclose(*both(logits), atol=1e-6)
 
 
 @pytest.mark.parametrize("top_k", [2, 4])
@@ -66,13 +74,16 @@ def test_the_mean_over_paths_is_that_of_the_other_draws(top_k, float64):
 
 
 def test_the_first_level_of_several_drafts():
-    p, q = (jnp.asarray(x[:2], jnp.float32) for x in (P, Q))
+    p, q = (np.asarray(x[:2], np.float32) for x in (P, Q))
     for name, law in (("iid", gr.IID), ("top-plus-sample", gr.TopPlusSample)):
         found = first_level(p, q, 1.0, name=name, num_drafts=2, top_k=V)
-        rates = [
-            gr.optimal_acceptance_rate(*x)
-            for x in zip(p, map(lambda row, law=law: law(row, 2), q), strict=True)
-        ]
+
+        @jax.jit
+        @jax.vmap
+        def optimum(p, q, law=law):
+            return gr.optimal_acceptance_rate(p, law(q, 2))
+
+        rates = np.asarray(optimum(p, q))
         assert float(found) == pytest.approx(np.mean(rates), abs=1e-5)
 
 

@@ -1,5 +1,7 @@
 """The derivative of the optimal acceptance rate, by the envelope theorem."""
 
+import functools
+
 import derivative_cases
 import jax
 import jax.numpy as jnp
@@ -39,9 +41,13 @@ def test_of_the_others(float64):
 def test_the_formula(float64):
     """1 on H in p, and -n q(H)^(n-1) on H in q."""
     p, q = np.asarray(jax.nn.softmax(jnp.asarray(derivative_cases.POINT)))
-    slope_p, slope_q = jax.grad(
-        lambda p, q: gr.optimal_acceptance_rate(p, gr.IID(q, 2)), argnums=(0, 1)
-    )(p, q)
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def slopes(p, q):
+        return gr.optimal_acceptance_rate(p, gr.IID(q, 2))
+
+    slope_p, slope_q = slopes(p, q)
     inside = np.asarray(slope_p) > 0.5
     np.testing.assert_allclose(slope_p, inside, atol=1e-12)
     # The law divides by the sum of q, which takes out the part along q.
