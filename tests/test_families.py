@@ -59,7 +59,8 @@ def test_a_tree_equals_each_of_its_paths_and_its_commit_the_text(name):
 
     # The tree goes through the program of a text: what is not a node sees nothing.
     spare = LENGTH - tree.num_nodes
-    mask = tree_mask(tree, np.arange(tree.num_nodes), base, CAPACITY)
+    see = jax.jit(tree_mask, static_argnums=(0, 3))
+    mask = see(tree, np.arange(tree.num_nodes), base, CAPACITY)
     together, cache = apply(
         model,
         np.pad(nodes, ((0, 0), (0, spare))),
@@ -69,6 +70,7 @@ def test_a_tree_equals_each_of_its_paths_and_its_commit_the_text(name):
         cache,
         np.pad(mask, ((0, 0), (0, spare), (0, 0))),
     )
+    together = np.asarray(together)
     for leaf in tree.levels[-1]:
         path = [0, int(tree.parents[leaf]), int(leaf)]
         texts = np.array(tokens)

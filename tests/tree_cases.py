@@ -26,7 +26,7 @@ def drafts(tables, make):
 
     def draft(level, num_drafts):
         of = make[level] if isinstance(make, tuple) else make
-        return _stacked(of, num_drafts)(jnp.asarray(tables[level]))
+        return _stacked(of, num_drafts)(np.asarray(tables[level]))
 
     return draft
 
@@ -44,7 +44,7 @@ def deviation(rule, tree, make=gr.IID, pair=(TARGET, DRAFT)):
     """Largest difference of the step's law from the target's."""
     target, draft = pair
     law = step_law(rule, tree, target[: tree.depth + 1], drafts(draft, make))
-    return float(jnp.abs(law - joint_law(target[: tree.depth + 1])).max())
+    return np.abs(np.asarray(law) - joint_law(target[: tree.depth + 1])).max()
 
 
 def softmax(logits):
@@ -71,13 +71,10 @@ def similar_tables(seed):
 def drafted(tree, seed):
     """Tokens, rows of p and laws of one tree, equal nodes with equal rows."""
     rng = np.random.default_rng(seed)
-    tokens = jnp.asarray(rng.integers(0, VOCAB_SIZE, tree.num_nodes))
-    same = np.asarray(tree.same_prefix(tokens)).argmax(1)
+    tokens = rng.integers(0, VOCAB_SIZE, tree.num_nodes)
+    same = np.asarray(jax.jit(tree.same_prefix)(tokens)).argmax(1)
     p, q = rng.dirichlet(np.full(VOCAB_SIZE, 0.8), (2, tree.num_nodes))[:, same]
     laws = tuple(
-        jax.vmap(lambda row, n=group.num_children: gr.IID(row, n))(
-            jnp.asarray(q[group.nodes])
-        )
-        for group in tree.groups
+        _stacked(gr.IID, group.num_children)(q[group.nodes]) for group in tree.groups
     )
     return tokens, jnp.asarray(p), laws

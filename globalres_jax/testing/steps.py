@@ -21,6 +21,7 @@ from globalres_jax.tree import TokenTree
 _MOST_TREES = 200_000
 
 
+@jax.jit
 def joint_law(tables: Sequence[Array]) -> Array:
     """The law of the first D + 1 tokens, [V^(D + 1)], from tables [V^d, V], d <= D."""
     law = jnp.ones(1)

@@ -115,13 +115,14 @@ def test_stops_at_ends_and_caps_of_each_row_and_nothing_leaks():
     starts, eos, caps = map(np.array, zip(*CUTS, strict=True))
     prompts, lengths = np.stack([starts, starts], 1), np.ones(len(CUTS), int)
     result = without_choice(TABLE, prompts, lengths, caps, eos)
+    tokens, from_draft = np.asarray(result.tokens), np.asarray(result.from_draft)
     for row, (start, stops, cap) in enumerate(CUTS):
         text = greedy(TABLE, start, cap)
         met = [i for i, token in enumerate(text) if token in stops]
         text = text[: met[0] + 1] if met else text
         assert int(result.lengths[row]) == len(text)
-        assert result.tokens[row].tolist() == text + [-1] * (17 - len(text))
-        assert not result.from_draft[row, len(text) :].any()
+        assert tokens[row].tolist() == text + [-1] * (17 - len(text))
+        assert not from_draft[row, len(text) :].any()
 
 
 def test_text_ends_at_the_models_own_end_unless_told_otherwise():

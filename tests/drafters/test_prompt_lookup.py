@@ -112,16 +112,16 @@ def test_rows_without_drafts_are_decoded_plainly(target):
     model, rule = target[0], gr.verifiers.GlobalResolution()
     config = gr.SpeculativeConfig(num_drafts=1, draft_length=2, verifier=rule)
     lookup = gr.PromptLookup(min_ngram=3)
-    prompts = jnp.array([[0, 1, 2, 0, 1, 2, 0], [0, 1, 1, 2, 2, 0, 0]])
+    prompts = np.array([[0, 1, 2, 0, 1, 2, 0], [0, 1, 1, 2, 2, 0, 0]])
     keys = jax.random.split(jax.random.key(3), 2)
 
     def tokens(rows):
         found = gr.generate(
-            keys[rows], model, lookup, prompts[rows], jnp.full(len(rows), 7), config, 6
+            keys[rows], model, lookup, prompts[rows], np.full(len(rows), 7), config, 6
         )
         return np.asarray(found.tokens), found.metrics
 
-    together, counts = tokens(jnp.array([0, 1]))
+    together, counts = tokens(np.array([0, 1]))
     for row in (0, 1):
         np.testing.assert_array_equal(tokens(jnp.array([row]))[0][0], together[row])
     steps, drafted = counts.num_spec_steps, counts.num_draft_tokens

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -120,7 +119,7 @@ def test_a_chain_is_as_long_as_its_accepted_drafts():
     following = drawn[0]
     ratio = np.minimum(1, q / p)[following]
     counted = np.arange(length)[None] < np.full((rows, 1), length)
-    found = _chain(jnp.asarray([ratio] * CHAIN), jnp.asarray(counted))
+    found = jax.jit(_chain)(np.array([ratio] * CHAIN, np.float32), counted)
     alpha = np.minimum(p, q).sum()
     wanted = sum(alpha**k for k in range(1, CHAIN + 1))
     # Neighbouring roots share CHAIN tokens, so that fewer of them are independent.
