@@ -11,18 +11,14 @@ import pytest
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "tpu.py"
 SIZES = (100, 1000)
-#: The benchmark as it is run by hand, and a whole loop.
-SCRIPT = """
-    import runpy, sys
-
+#: A whole loop, with the rule that solves.
+LOOP = """
     import jax, jax.numpy as jnp
     from jax.experimental import topologies
 
     import globalres_jax as gr
     from globalres_jax import models
     from globalres_jax.decoding import loop
-
-    runpy.run_path(sys.argv[0], run_name="__main__")
 
     devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
     place = jax.sharding.SingleDeviceSharding(devices[0])
@@ -33,8 +29,7 @@ SCRIPT = """
         return jax.tree.map(describe, tree)
 
     target, draft = models.load_pair("embedded-draft", "layers:0")
-    # The solve has been compiled above, in a batch.
-    rule = gr.verifiers.RecursiveRejection()
+    rule = gr.verifiers.GlobalResolution()
     config = gr.SpeculativeConfig(num_drafts=2, draft_length=1, verifier=rule)
     program = loop.as_program(
         jax.random.key(0),
@@ -54,16 +49,13 @@ SCRIPT = """
 """
 
 
-@pytest.fixture(scope="module")
-def output() -> str:
-    """Of one Python process for both tests: libtpu takes locks and threads."""
+def output(*arguments: str) -> str:
+    """Of a Python process of its own: libtpu takes locks and threads."""
     # A TPU's compiler does not know the options of the CPU's, and optimises.
     ours = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
     environment = {k: v for k, v in os.environ.items() if k not in ours}
-    arguments = [str(BENCHMARK), "--batch", "4", "--vocab-size", *map(str, SIZES)]
-    script = f"import sys\nsys.argv = {arguments!r}\n" + textwrap.dedent(SCRIPT)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
+        [sys.executable, "-W", "ignore", *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -74,8 +66,12 @@ def output() -> str:
     return done.stdout
 
 
-def test_batched_solve_compiles_and_its_memory_grows_with_the_vocabulary(output):
-    small, large = map(json.loads, output.splitlines()[:2])
+@pytest.mark.sweep
+def test_batched_solve_compiles_and_its_memory_grows_with_the_vocabulary():
+    """By the benchmark as it is run by hand."""
+    sizes = map(str, SIZES)
+    lines = output(str(BENCHMARK), "--batch", "4", "--vocab-size", *sizes).splitlines()
+    small, large = map(json.loads, lines[:2])
     assert (small["vocab_size"], large["vocab_size"]) == SIZES
     assert 0 < small["flops"] < large["flops"]
     assert 0 < small["temporary_bytes"] < large["temporary_bytes"]
@@ -83,9 +79,10 @@ def test_batched_solve_compiles_and_its_memory_grows_with_the_vocabulary(output)
     assert large["temporary_bytes"] < 4 * 68 * SIZES[1] * 4 * 4
 
 
-def test_decoding_compiles_ahead_of_time_for_tpu(output):
-    flops = float(output.split("flops ")[1].split()[0])
-    memory = int(output.split("temporary bytes")[1].split()[0])
+def test_decoding_compiles_ahead_of_time_for_tpu():
+    said = output("-c", textwrap.dedent(LOOP))
+    flops = float(said.split("flops ")[1].split()[0])
+    memory = int(said.split("temporary bytes")[1].split()[0])
     # One target call of the loop's body alone: 3 nodes, 2 rows, 300 000 weights.
     assert flops > 2 * 3 * 2 * 3e5
     assert 0 < memory < 2**30
