@@ -71,14 +71,19 @@ def draw_tree(
     lowest = min(heights.values())
     if walk is not None:
         last, lowest = accepted[-1], lowest - 1
-        depth = int(tree.depths[last])
-        _line(axes, (depth, heights[last]), (depth + 1, lowest), NEXT, "--")
-        text = shown(tokenizer, int(walk.next_token)) + "\nnext token"
-        _box(axes, (depth + 1, lowest), text, NEXT, 0.0)
+        start = int(tree.depths[last]), heights[last]
+        _draw_next(axes, start, lowest, shown(tokenizer, int(walk.next_token)))
     axes.set_xlim(-0.5, tree.depth + 1.5)
     axes.set_ylim(lowest - 0.6, max(heights.values()) + 0.6)
     axes.axis("off")
     return axes
+
+
+def _draw_next(axes: Any, start: tuple, height: float, text: str) -> None:
+    """The token that was emitted after the last accepted node, which is at `start`."""
+    end = start[0] + 1, height
+    _line(axes, start, end, NEXT, "--")
+    _box(axes, end, text + "\nnext token", NEXT, 0.0)
 
 
 def shown(tokenizer: Any, token: int) -> str:

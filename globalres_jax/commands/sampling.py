@@ -29,6 +29,23 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="LAMBDA",
         help="of --bregman: what each kept token costs, so that the number adapts",
     )
+    _add_what_depends_on_the_text(parser)
+    parser.add_argument(
+        "--log-probabilities",
+        action="store_true",
+        help="of each token, in what --json says",
+    )
+    parser.add_argument(
+        "--top-log-probabilities",
+        type=int,
+        default=0,
+        metavar="N",
+        help="and of the N likeliest tokens in its place",
+    )
+
+
+def _add_what_depends_on_the_text(parser: argparse.ArgumentParser) -> None:
+    """Penalties, single tokens, and what ends a text."""
     parser.add_argument(
         "--repetition-penalty",
         type=float,
@@ -68,18 +85,6 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--include-stop", action="store_true", help="end it behind that instead"
-    )
-    parser.add_argument(
-        "--log-probabilities",
-        action="store_true",
-        help="of each token, in what --json says",
-    )
-    parser.add_argument(
-        "--top-log-probabilities",
-        type=int,
-        default=0,
-        metavar="N",
-        help="and of the N likeliest tokens in its place",
     )
 
 

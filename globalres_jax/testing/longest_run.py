@@ -36,9 +36,6 @@ def longest_run(
     Raises:
       RuntimeError: the solver gives up.
     """
-    from scipy.optimize import linprog
-    from scipy.sparse import coo_matrix
-
     size = target[0].shape[-1]
     variables = _variables(tree, size, draft)
     columns = {name: column for column, name in enumerate(variables)}
@@ -62,10 +59,20 @@ def longest_run(
         row, token = divmod(text, size)
         bound(same, of_text[depth - 1, row], float(target[depth - 1][row][token]))
 
-    row, column, value = map(np.asarray, zip(*entries, strict=True))
-    shape = (len(bounds), len(columns))
     is_root = np.asarray([depth == 0 for _, depth, _ in variables])
     chance = np.asarray(list(variables.values()))
+    return _largest_sum(entries, bounds, is_root, chance)
+
+
+def _largest_sum(
+    entries: list[tuple], bounds: list[float], is_root: np.ndarray, chance: np.ndarray
+) -> float:
+    """Of all variables but the roots', by HiGHS; RuntimeError where it gives up."""
+    from scipy.optimize import linprog
+    from scipy.sparse import coo_matrix
+
+    row, column, value = map(np.asarray, zip(*entries, strict=True))
+    shape = (len(bounds), len(chance))
     # Chances far apart can stop one of the methods, though nothing accepted is always
     # a solution.
     for method in ("highs", "highs-ipm", "highs-ds"):
