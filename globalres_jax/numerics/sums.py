@@ -29,7 +29,7 @@ def blockwise_sum(values: Array) -> Array:
 
 
 def product(left: Array, right: Array) -> Array:
-    """Matrix product in full precision: a TPU's default is bfloat16."""
+    """Matrix product in full precision: by default a TPU rounds, and a GPU, too."""
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 

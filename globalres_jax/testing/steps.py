@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from globalres_jax.base import Array, TreeVerifier
+from globalres_jax.numerics.sums import product
 from globalres_jax.tree import TokenTree
 
 _MOST_TREES = 200_000
@@ -66,7 +67,8 @@ def expected_length(
     For the arguments see `step_law`.
     """
     drawn = _enumerated(rule, tree, target, draft)
-    return drawn.chance @ (drawn.stop @ jnp.asarray(tree.depths, drawn.stop.dtype))
+    depths = jnp.asarray(tree.depths, drawn.stop.dtype)
+    return product(drawn.chance, product(drawn.stop, depths))
 
 
 class _Enumeration(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from globalres_jax.base import Array, TreeVerifier
+from globalres_jax.numerics.sums import product
 from globalres_jax.tree import TokenTree
 
 
@@ -31,7 +32,7 @@ def expected_accepted(
     if hasattr(rule, "expected_by_level"):
         return jnp.sum(rule.expected_by_level(tree, tokens, p, laws))
     stop = rule.law(tree, tokens, p, laws).stop
-    return stop @ jnp.asarray(tree.depths, stop.dtype)
+    return product(stop, jnp.asarray(tree.depths, stop.dtype))
 
 
 def expected_by_level(

@@ -26,6 +26,7 @@ from globalres_jax.base import (
 from globalres_jax.numerics import categorical
 from globalres_jax.numerics.quotient import quotient
 from globalres_jax.numerics.rows import by_platform, map_rows
+from globalres_jax.numerics.sums import product
 from globalres_jax.transforms import normalized_residual
 from globalres_jax.tree import TokenTree
 from globalres_jax.tree_verifiers.junctions import (
@@ -123,7 +124,7 @@ class TopDown:
         root = jnp.zeros(tree.num_nodes, p.dtype).at[0].set(1)
         reach = root
         for _ in range(tree.depth):
-            reach = root + reach @ goes_on
+            reach = root + product(reach, goes_on)
         return TreeDecision(reach * stays, following)
 
     def _walk(

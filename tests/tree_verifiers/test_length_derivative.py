@@ -23,7 +23,8 @@ SLOW = pytest.mark.sweep
 
 def length(rule, tree, make):
     """[1] of one tree, whose rows mix p and q with others for each node."""
-    rng = np.random.default_rng(3)
+    # For half of all seeds the optimal rule at each node accepts every draft.
+    rng = np.random.default_rng(5)
     tokens = jnp.asarray([0, *rng.integers(0, V, tree.num_nodes - 1)])
     others = 0.5 * rng.dirichlet(np.ones(V), tree.num_nodes)
 
