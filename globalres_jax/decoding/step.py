@@ -7,6 +7,8 @@ returns values; rows have their own lengths, keys, options and ends.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -143,6 +145,21 @@ def _padded(values: Array, size: int) -> Array:
     return jnp.pad(values, ((0, 0), (0, max(0, size - values.shape[1]))))
 
 
+def _of_either(chosen: Array, first: Callable, second: Callable, key: Array, *args):
+    """`first(key, *args)` where `chosen []`, else `second(key, *args)`.
+
+    Of rows that go together both are computed, which a check for keys that are used
+    twice would take for that; with numbers in place of the key it does not.
+    """
+    kind = jax.random.key_impl(key)
+
+    def of_numbers(branch, numbers, *args):
+        return branch(jax.random.wrap_key_data(numbers, impl=kind), *args)
+
+    branches = (functools.partial(of_numbers, branch) for branch in (first, second))
+    return jax.lax.cond(chosen, *branches, jax.random.key_data(key), *args)
+
+
 def verify(
     keys: Array, proposal: Proposal, logits: Array, broken: Array, request: Request
 ) -> tuple[Walk, Array]:
@@ -168,7 +185,7 @@ def verify(
             )
             return _complete(walk, tree, p.dtype), optimum
 
-        return jax.lax.cond(drafted, of_tree, of_root, key, tokens, p, laws)
+        return _of_either(drafted, of_tree, of_root, key, tokens, p, laws)
 
     def of_tree(key, tokens, p, laws) -> tuple[Walk, Array]:
         walk = rule.walk(key, tree, tokens, p.shown_to(rule), laws)

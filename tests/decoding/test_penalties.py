@@ -177,10 +177,13 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_chunks(result):
         key = jax.random.fold_in(jax.random.key(0), i)[None]
         *_, last = run(EVERY[i : i + 1], key, gr.stream, steps_per_chunk=2)
         length = result.lengths[i]
-        for name in ("tokens", "sampling_log_probabilities"):
-            alone, among = (getattr(x, name) for x in (last.result, result))
-            np.testing.assert_array_equal(alone[0, :length], among[i, :length])
-        assert last.result.lengths[0] == length
+        alone = jax.tree.map(np.asarray, last.result)
+        assert alone.lengths[0] == length
+        tokens = alone.tokens[0], result.tokens[i]
+        np.testing.assert_array_equal(*(x[:length] for x in tokens))
+        # On an accelerator a batch of another size may add in another order.
+        scores = [x.sampling_log_probabilities for x in (alone, result)]
+        np.testing.assert_allclose(scores[0][0, :length], scores[1][i, :length], 1e-6)
 
 
 def test_mutant_counts_that_forget_the_path(monkeypatch):

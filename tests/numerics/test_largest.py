@@ -7,6 +7,7 @@ import pytest
 
 import globalres_jax.numerics.largest as module
 from globalres_jax.numerics.largest import is_quick, largest
+from globalres_jax.numerics.rows import on_platform
 
 
 def rows(vocab_size: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -78,7 +79,8 @@ def test_mutant_bound_is_caught(monkeypatch):
 
     assert is_quick(4802, 50)
     monkeypatch.setattr(module, "_lower_bound", too_high)
-    assert "continuous" in wrong_rows(4802, 50)
+    with on_platform("cpu"):  # others sort
+        assert "continuous" in wrong_rows(4802, 50)
 
 
 def test_mutant_order_of_ties_is_caught(monkeypatch):
@@ -88,7 +90,8 @@ def test_mutant_order_of_ties_is_caught(monkeypatch):
         return honest(words, others, size)[::-1]
 
     monkeypatch.setattr(module, "members", backwards)
-    assert "ties" in wrong_rows(4803, 50)
+    with on_platform("cpu"):
+        assert "ties" in wrong_rows(4803, 50)
 
 
 def test_a_batch_is_its_rows_and_values_are_differentiable():
