@@ -97,7 +97,7 @@ def test_a_folder_gives_back_what_was_saved(folder):
 
 
 def test_a_pair_by_folder_or_by_name(folder, monkeypatch):
-    model, drafter = gr.models.load_pair("embedded", folder)
+    model, drafter = gr.models.load_pair("embedded", folder, np.float32)
     assert isinstance(drafter, FeatureDrafter)
     weights, theirs = drafter.model.params, model.params["embedding"]["weight"][...]
     assert weights.embedding is theirs
@@ -110,7 +110,7 @@ def test_a_pair_by_folder_or_by_name(folder, monkeypatch):
         gr.models.load_pair("embedded", "d")
     monkeypatch.setattr(shipped, "_SHIPPED", folder.parent)
     assert drafts.shipped_drafts() == {"d": folder}
-    model, drafter, loading = load_measured("embedded", "d")
+    model, drafter, loading = load_measured("embedded", "d", np.float32)
     assert isinstance(drafter, FeatureDrafter)
     # The embedding once.
     leaves = {id(x): x.nbytes for x in jax.tree.leaves((model, drafter))}
