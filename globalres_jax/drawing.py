@@ -61,13 +61,9 @@ def draw_tree(
         if node:
             above = heights[int(stands_for[tree.parents[node]])]
             _line(axes, (depth - 1, above), (depth, height), color)
-        lines = [shown(tokenizer, int(tokens[node]))]
-        if weights is not None:
-            lines.append(f"{weights[node]:.2f}")
-        if times[node] > 1 and node:
-            lines[-1] += f" ({times[node]} drafts)"
-        share = 0.0 if weights is None else float(weights[node])
-        _box(axes, (depth, height), "\n".join(lines), color, share)
+        share = None if weights is None else float(weights[node])
+        text = _label(shown(tokenizer, int(tokens[node])), share, node and times[node])
+        _box(axes, (depth, height), text, color, share or 0.0)
     lowest = min(heights.values())
     if walk is not None:
         last, lowest = accepted[-1], lowest - 1
@@ -77,6 +73,12 @@ def draw_tree(
     axes.set_ylim(lowest - 0.6, max(heights.values()) + 0.6)
     axes.axis("off")
     return axes
+
+
+def _label(token: str, weight: float | None, drafts: int) -> str:
+    """What a node says: its token, its weight if it has one, how many drafts it is."""
+    text = token if weight is None else f"{token}\n{weight:.2f}"
+    return f"{text} ({drafts} drafts)" if drafts > 1 else text
 
 
 def _draw_next(axes: Any, start: tuple, height: float, text: str) -> None:

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import globalres_jax as gr
 from globalres_jax.testing import joint_law, random_tables, step_law
@@ -43,8 +44,10 @@ def independent(q, num_drafts):
 def deviation(rule, tree, make=gr.IID, pair=(TARGET, DRAFT)):
     """Largest difference of the step's law from the target's."""
     target, draft = pair
-    law = step_law(rule, tree, target[: tree.depth + 1], drafts(draft, make))
-    return np.abs(np.asarray(law) - joint_law(target[: tree.depth + 1])).max()
+    tables = target[: tree.depth + 1]
+    law = np.asarray(step_law(rule, tree, tables, drafts(draft, make)))
+    assert law.sum() == pytest.approx(1, abs=1e-9)
+    return np.abs(law - joint_law(tables)).max()
 
 
 def softmax(logits):
